@@ -1,0 +1,56 @@
+# Everything runs in .venv, which the first command sets up. It needs nothing but make and Python 3.11 or newer.
+
+# The python to start from: `make PYTHON=/path/to/python3.12 test` to choose it.
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 python,$(shell command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(p))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.anywidth-installed
+# Two test processes: JAX uses the other cores by itself.
+WORKERS ?= 2
+SIZE ?=
+
+.PHONY: help test quick figure1 bench lint format clean
+
+help:
+	@echo "make test      run the tests"
+	@echo "make quick     run the tests that are not slow"
+	@echo "make figure1   draw Figure 1 of Tensor Programs II (SIZE='--max-width 8192 --seeds 100' for the full one)"
+	@echo "make bench     run the benchmarks"
+	@echo "make lint      check style and types"
+	@echo "make format    put style right"
+	@echo "make clean     remove caches and outputs (not .venv)"
+
+$(STAMP): pyproject.toml
+	@if [ ! -x $(BIN)/python ]; then \
+		if [ -z "$(PYTHON)" ]; then echo "anywidth needs Python 3.11 or newer, and none was found: make PYTHON=/path/to/python" >&2; exit 1; fi; \
+		echo "setting up $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); \
+	fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]' --group dev
+	@touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+quick: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
+
+figure1: $(STAMP)
+	$(BIN)/anywidth figure1 $(SIZE)
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks -n 0 -q -s
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist figure1
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,26 @@
+"""anywidth: the infinite-width limit of any neural network written in plain JAX."""
+
+from anywidth.errors import AnywidthError, InputError, NoLimitError, UnsupportedError
+from anywidth.finite import Check, check, empirical_ntk
+from anywidth.kernels import Kernels, kernels, nngp, ntk
+from anywidth.network import Network, Normal
+from anywidth.tiles import gram
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnywidthError",
+    "Check",
+    "InputError",
+    "Kernels",
+    "Network",
+    "NoLimitError",
+    "Normal",
+    "UnsupportedError",
+    "check",
+    "empirical_ntk",
+    "gram",
+    "kernels",
+    "nngp",
+    "ntk",
+]

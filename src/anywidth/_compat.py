@@ -1,0 +1,61 @@
+"""Everything that depends on the JAX version, in one place. Public JAX only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+
+_JAX_DIR = os.path.dirname(jax.__file__)
+_HERE = os.path.dirname(__file__)
+_ZOO = os.path.join(_HERE, "zoo")
+
+Literal = jex.Literal
+ClosedJaxpr = jex.ClosedJaxpr
+Jaxpr = jex.Jaxpr
+
+# Primitives that only call another jaxpr, under the names of several JAX versions, and the parameter
+# that holds it.
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "custom_lin": "call_jaxpr",
+}
+
+
+def is_tracer(x: Any) -> bool:
+    return isinstance(x, jax.core.Tracer)
+
+
+def user_line(eqn: Any) -> str:
+    """`file:line (function)` of the innermost frame of the user's own code."""
+    traceback = getattr(eqn.source_info, "traceback", None)
+    for frame in getattr(traceback, "frames", ()) or ():
+        name = frame.file_name
+        inside = name.startswith(_HERE + os.sep) and not name.startswith(_ZOO)
+        if inside or name.startswith(_JAX_DIR) or name.startswith("<frozen"):
+            continue
+        return f"{name}:{frame.line_num} ({frame.function_name})"
+    return "an unknown line"
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """The open jaxpr and its constants, of a closed or an open one."""
+    if isinstance(jaxpr, ClosedJaxpr):
+        return jaxpr.jaxpr, jaxpr.consts
+    return jaxpr, ()
+
+
+def as_fun(jaxpr: Any) -> Any:
+    return jex.jaxpr_as_fun(jaxpr)

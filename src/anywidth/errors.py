@@ -1,0 +1,26 @@
+"""What can be wrong with a network, in the user's terms.
+
+Every error that depends on a line of the user's code names that line.
+"""
+
+from __future__ import annotations
+
+
+class AnywidthError(Exception):
+    """Base class of everything raised on purpose by anywidth."""
+
+
+class NoLimitError(AnywidthError, ValueError):
+    """The network as written has no (deterministic) infinite-width limit."""
+
+
+class UnsupportedError(AnywidthError, NotImplementedError):
+    """The limit exists, or may exist, but anywidth cannot compute it (yet)."""
+
+
+class InputError(AnywidthError, ValueError):
+    """The inputs cannot be right: NaN, infinite, or of a shape that does not fit."""
+
+
+class NeedsUnroll(Exception):
+    """Internal: this loop must be unrolled (its carry needs more than its own grams)."""

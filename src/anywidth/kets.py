@@ -1,0 +1,443 @@
+"""Kets: random vectors with n coordinates that become i.i.d. as n grows, as nodes of an expression graph.
+
+A node stands for an array of kets over finite axes (time, position, batch, heads), each of order one per
+coordinate. There are seven kinds:
+
+- `Product(leaf, operand)`: a parameter times its operand, summed over the contracted axes: Gaussian (fact 2);
+- `Carry(loop, i)`: the i-th carry of a loop before step t, its first axis being the time;
+- `Const(array)`: the same deterministic number in every coordinate;
+- `Sum`, `Contract`, `View`: linear maps of the finite axes (addition and scaling; contraction with a
+  deterministic array; indexing, transposition, broadcasting);
+- `Pointwise(expr, args)`: a coordinatewise function of other nodes.
+
+Axes are aligned by position, as in NumPy broadcasting of equal ranks: `shape` may have ones. Nodes are
+interned: equal structure over identical arrays is the same object, which is what makes the recursion of
+`inner.py` memoisable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from anywidth.errors import NeedsUnroll, UnsupportedError
+from anywidth.trace import Size, add_sizes
+
+Array = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """A parameter: its entries have variance `var * n^-rate`.
+
+    The derivative in epsilon of a product with it is of order n^rate relative to its covariance, so a parameter
+    learns in the limit if its rate is zero, not at all if it is negative, infinitely fast if it is positive.
+    """
+
+    name: str
+    shape: tuple[Size, ...]
+    var: Array
+    zero_var: bool
+    rate: Fraction
+
+    @property
+    def learns(self) -> bool:
+        return self.rate == 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which coordinates of a width axis of a parameter: `size` from `offset` on, split into blocks."""
+
+    axis: int
+    offset: Size
+    size: Size
+    splits: tuple[int, ...] = ()  # +H: the block index is the major one, -H: the minor one
+
+    @property
+    def wide(self) -> bool:
+        return not isinstance(self.size, int)
+
+
+# --- views: how the axes of a node are read by the axes of another ----------------------------------------
+# A view is one entry for each axis of what is viewed: an int (it becomes that output axis), or an index array
+# aligned with the output axes (the axis is indexed by it), or Dyn.
+
+
+@dataclass(frozen=True, eq=False)
+class Dyn:
+    """The running step of a loop being solved: a traced scalar index."""
+
+    step: Array
+    offset: int = 0
+
+    @property
+    def index(self) -> Array:
+        return self.step + self.offset
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    array: Array  # integers, aligned with the output axes
+
+
+@dataclass(frozen=True)
+class ViewMap:
+    rank: int
+    entries: tuple[Any, ...]
+
+    @property
+    def identity(self) -> bool:
+        return self.entries == tuple(range(self.rank))
+
+
+def expand(rank: int, extra: int) -> ViewMap:
+    """Adds `extra` trailing axes."""
+    return ViewMap(rank + extra, tuple(range(rank)))
+
+
+def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(np.broadcast_shapes(*shapes)) if shapes else ()
+
+
+def view_array(a: Array, view: ViewMap) -> Array:
+    """The array read through the view; axes that nothing maps to have size one."""
+    xp = np if isinstance(a, np.ndarray) and not any(_is_traced(e) for e in view.entries) else jnp
+    axes = [e for e in view.entries if isinstance(e, int)]
+    if len(axes) == len(view.entries) and len(set(axes)) == len(axes):
+        order = sorted(range(len(axes)), key=lambda i: axes[i])
+        shape = [1] * view.rank
+        for i, axis in enumerate(axes):
+            shape[axis] = a.shape[i]
+        return (a if order == list(range(len(order))) else xp.transpose(a, order)).reshape(shape)
+    index = []
+    for size, e in zip(a.shape, view.entries, strict=True):
+        if isinstance(e, int):
+            shape = [1] * view.rank
+            shape[e] = size
+            index.append(np.arange(size).reshape(shape))
+        elif size == 1:
+            index.append(np.zeros((1,) * view.rank, np.int64))
+        elif isinstance(e, Dyn):
+            index.append(jnp.asarray(e.index).reshape((1,) * view.rank))
+        else:
+            index.append(e.array)
+    return xp.asarray(a)[tuple(index)]
+
+
+def _is_traced(entry: Any) -> bool:
+    return isinstance(entry, Dyn) or (isinstance(entry, Index) and not isinstance(entry.array, np.ndarray))
+
+
+# --- nodes ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    shape: tuple[int, ...]
+    leaves: frozenset[Leaf]  # every parameter it depends on
+    loops: frozenset[int]  # every loop whose carry it depends on
+    local: bool  # depends on the running step of a loop that is being solved
+    gaussian: bool
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Node):
+    leaf: Leaf
+    copy: int
+    operand: Node  # its last `contracted` axes are summed
+    contracted: int
+    row: Rows | None  # None: a single coordinate (a readout, an output bias)
+    col: Rows | None  # the contracted width axis
+    indices: tuple[tuple[Hashable, Array], ...]  # for each finite axis (or block) of the parameter
+    line: str
+
+
+@dataclass(frozen=True, eq=False)
+class Carry(Node):
+    loop: Any
+    number: int
+    row: Rows | None
+
+
+@dataclass(frozen=True, eq=False)
+class Const(Node):
+    array: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Node):
+    terms: tuple[tuple[Array | None, Node], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Contract(Node):
+    coef: Array | None
+    operand: Node
+    contracted: int
+
+
+@dataclass(frozen=True, eq=False)
+class View(Node):
+    operand: Node
+    view: ViewMap
+
+
+@dataclass(frozen=True, eq=False)
+class Pointwise(Node):
+    expr: Any
+    args: tuple[Node, ...]
+    coefs: tuple[Array, ...]
+
+
+def is_zero(node: Node) -> bool:
+    return isinstance(node, Const) and isinstance(node.array, np.ndarray) and not node.array.any()
+
+
+@dataclass(eq=False)
+class Graph:
+    """Builds nodes, each once. `local` is set while the body of a loop is interpreted at its running step."""
+
+    table: dict[Hashable, Any] = field(default_factory=dict)
+    keep: list[Any] = field(default_factory=list)
+    local: int = 0
+    origin: dict[Node, Any] = field(default_factory=dict)  # the equation that made a Pointwise
+    current: Any = None  # the equation being interpreted
+
+    def _make(self, cls: type, key: Hashable, children: Sequence[Node], **fields: Any) -> Any:
+        key = (cls, key)
+        if key in self.table:
+            return self.table[key]
+        known = dict(
+            leaves=frozenset().union(*(c.leaves for c in children)),
+            loops=frozenset().union(*(c.loops for c in children)),
+            local=any(c.local for c in children) or self.local > 0,
+            gaussian=False,
+        )
+        node = cls(**(known | fields))
+        self.table[key] = node
+        self.keep.append(fields)  # ids in keys stay valid
+        return node
+
+    def product(
+        self,
+        leaf: Leaf,
+        copy: int,
+        operand: Node,
+        contracted: int,
+        row: Rows | None,
+        col: Rows | None,
+        indices: tuple[tuple[Hashable, Array], ...],
+        line: str,
+    ) -> Node:
+        key = (leaf, copy, operand, contracted, row, col, tuple((k, self.key(a)) for k, a in indices))
+        full = broadcast_shapes(operand.shape, *(np.shape(a) for _, a in indices))
+        return self._make(
+            Product, key, (operand,), shape=full[: len(full) - contracted], leaf=leaf, copy=copy, operand=operand,
+            contracted=contracted, row=row, col=col, indices=indices, line=line, gaussian=True,
+            leaves=operand.leaves | {leaf},
+        )  # fmt: skip
+
+    def carry(
+        self, loop: Any, number: int, shape: tuple[int, ...], leaves: frozenset[Leaf], gaussian: bool, row: Rows | None
+    ) -> Node:
+        return self._make(
+            Carry, (id(loop), number), (), shape=shape, leaves=leaves, loops=frozenset({id(loop)}), local=False,
+            gaussian=gaussian, loop=loop, number=number, row=row,
+        )  # fmt: skip
+
+    def const(self, array: Array) -> Node:
+        return self._make(Const, self.key(array), (), shape=tuple(np.shape(array)), array=array)
+
+    def sum(self, terms: Sequence[tuple[Array | None, Node]]) -> Node:
+        terms = tuple((c, x) for c, x in terms if not is_zero(x)) or tuple(terms[:1])
+        if len(terms) == 1 and (terms[0][0] is None or is_zero(terms[0][1])):
+            return terms[0][1]
+        shape = broadcast_shapes(*(x.shape for _, x in terms), *(np.shape(c) for c, _ in terms if c is not None))
+        key = tuple((self.key(c), x) for c, x in terms)
+        children = [x for _, x in terms]
+        return self._make(Sum, key, children, shape=shape, terms=terms, gaussian=all(x.gaussian for x in children))
+
+    def scale(self, coef: Array, node: Node) -> Node:
+        return self.sum([(coef, node)])
+
+    def contract(self, coef: Array | None, operand: Node, contracted: int) -> Node:
+        if contracted == 0 and coef is None:
+            return operand
+        if is_zero(operand):
+            return self.const(np.zeros((1,) * (operand.rank - contracted)))
+        shape = operand.shape if coef is None else broadcast_shapes(operand.shape, np.shape(coef))
+        return self._make(
+            Contract, (self.key(coef), operand, contracted), (operand,), shape=shape[: len(shape) - contracted],
+            coef=coef, operand=operand, contracted=contracted, gaussian=operand.gaussian,
+        )  # fmt: skip
+
+    def pointwise(self, expr: Any, args: Sequence[Node], coefs: Sequence[Array]) -> Node:
+        shape = broadcast_shapes(*(a.shape for a in args), *(np.shape(c) for c in coefs))
+        key = (expr, tuple(args), tuple(self.key(c) for c in coefs))
+        node = self._make(Pointwise, key, args, shape=shape, expr=expr, args=tuple(args), coefs=tuple(coefs))
+        self.origin.setdefault(node, self.current)
+        return node
+
+    def view(self, operand: Node, view: ViewMap) -> Node:
+        """The node read through a view; views of views are composed."""
+        if view.identity and view.rank == operand.rank:
+            return operand
+        if isinstance(operand, View):
+            entries = tuple(self._through(e, view) for e in operand.view.entries)
+            return self.view(operand.operand, ViewMap(view.rank, entries))
+        if isinstance(operand, Const):
+            return self.const(self.viewed(operand.array, view))
+        # an axis of size one reads the same wherever it is read
+        entries = tuple(
+            self._index(np.zeros((1,) * view.rank, np.int64)) if n == 1 and not isinstance(e, int) else e
+            for n, e in zip(operand.shape, view.entries, strict=True)
+        )
+        view = ViewMap(view.rank, entries)
+        shape = [1] * view.rank
+        for n, e in zip(operand.shape, entries, strict=True):
+            if isinstance(e, int):
+                shape[e] = max(shape[e], n)
+            elif isinstance(e, Index):
+                shape = list(broadcast_shapes(tuple(shape), np.shape(e.array)))
+        local = operand.local or any(isinstance(e, Dyn) for e in entries) or self.local > 0
+        return self._make(
+            View, (operand, view.rank, self._entries_key(entries)), (operand,), shape=tuple(shape), operand=operand,
+            view=view, gaussian=operand.gaussian, local=local,
+        )  # fmt: skip
+
+    def _through(self, entry: Any, view: ViewMap) -> Any:
+        if isinstance(entry, int):
+            return view.entries[entry]
+        if isinstance(entry, Index):
+            return self._index(self.viewed(entry.array, view))
+        return entry
+
+    def _index(self, array: Array) -> Index:
+        key = (Index, self.key(array))
+        if key not in self.table:
+            self.table[key] = Index(array)
+        return self.table[key]
+
+    def index(self, array: Array) -> Index:
+        return self._index(array)
+
+    def viewed(self, array: Array, view: ViewMap) -> Array:
+        """`view_array`, once for each array and view, so that the result is the same object again."""
+        if np.ndim(array) == 0:
+            return array
+        if view.identity and view.rank == np.ndim(array):
+            return array
+        key = ("viewed", self.key(array), view.rank, self._entries_key(view.entries))
+        if key not in self.table:
+            self.table[key] = view_array(array, view)
+            self.keep.append((array, view))
+        return self.table[key]
+
+    def _entries_key(self, entries: Sequence[Any]) -> Hashable:
+        return tuple(e if isinstance(e, int) else id(e) for e in entries)
+
+    def key(self, array: Array | None) -> Hashable:
+        """Small known arrays are keyed by value, traced ones by identity."""
+        if array is None or isinstance(array, float | int):
+            return array
+        if isinstance(array, np.ndarray | np.generic) and array.size <= 4096:
+            return (array.shape, array.dtype.str, array.tobytes())
+        self.keep.append(array)
+        return id(array)
+
+    # --- pushing a view, or a piece of the width, one level down ---
+
+    def push(self, node: View) -> Node:
+        """The same node with its view applied one level further down."""
+        self.local += node.local
+        try:
+            return self._push(node.operand, node.view)
+        finally:
+            self.local -= node.local
+
+    def _push(self, x: Node, view: ViewMap) -> Node:
+        if isinstance(x, Product):
+            inner = self.extended(view, x.contracted)
+            indices = tuple((k, self.viewed(a, inner)) for k, a in x.indices)
+            operand = self.view(x.operand, inner)
+            return self.product(x.leaf, x.copy, operand, x.contracted, x.row, x.col, indices, x.line)
+        if isinstance(x, Sum):
+            return self.sum([(None if c is None else self.viewed(c, view), self.view(t, view)) for c, t in x.terms])
+        if isinstance(x, Contract):
+            inner = self.extended(view, x.contracted)
+            coef = None if x.coef is None else self.viewed(x.coef, inner)
+            return self.contract(coef, self.view(x.operand, inner), x.contracted)
+        if isinstance(x, Pointwise):
+            out = self.pointwise(x.expr, [self.view(a, view) for a in x.args], [self.viewed(c, view) for c in x.coefs])
+            self.origin[out] = self.origin[x]
+            return out
+        return self.view(x, view)
+
+    def extended(self, view: ViewMap, extra: int) -> ViewMap:
+        """The view with `extra` trailing axes that it leaves alone."""
+        more = expand(view.rank, extra)
+        entries = tuple(self._index(self.viewed(e.array, more)) if isinstance(e, Index) else e for e in view.entries)
+        return ViewMap(view.rank + extra, entries + tuple(range(view.rank, view.rank + extra)))
+
+    def cut(self, node: Node, offset: Size, size: Size) -> Node:
+        """The coordinates `offset : offset + size` of every ket."""
+        return self._rowwise(node, ("cut", offset, size))
+
+    def split(self, node: Node, blocks: int) -> Node:
+        """The width in |blocks| blocks, as a new last axis; blocks > 0: the block index is the major one."""
+        return self._rowwise(self.view(node, expand(node.rank, 1)), ("split", blocks, node.rank))
+
+    def _rowwise(self, node: Node, what: tuple[Any, ...]) -> Node:
+        key = ("rowwise", node, what)
+        if key not in self.table:
+            self.local += node.local
+            try:
+                self.table[key] = self._rowwise_new(node, what)
+            finally:
+                self.local -= node.local
+        return self.table[key]
+
+    def _rowwise_new(self, node: Node, what: tuple[Any, ...]) -> Node:
+        def go(x: Node) -> Node:
+            return self._rowwise(x, what)
+
+        if isinstance(node, View) and not isinstance(node.operand, Carry):
+            return go(self.push(node))
+        if isinstance(node, Product):
+            if node.row is None:
+                raise UnsupportedError("a readout is cut or reshaped as if it were a hidden layer")
+            row, indices = _new_rows(node.row, what), node.indices
+            if what[0] == "split":
+                _, blocks, axis = what
+                shape = [1] * (node.rank + node.contracted)
+                shape[axis] = abs(blocks)
+                block = ("block", row.axis, len(row.splits) - 1)
+                indices = (*indices, (block, np.arange(abs(blocks)).reshape(shape)))
+            return self.product(node.leaf, node.copy, node.operand, node.contracted, row, node.col, indices, node.line)
+        if isinstance(node, Sum):
+            return self.sum([(c, go(x)) for c, x in node.terms])
+        if isinstance(node, Contract):
+            return self.contract(node.coef, go(node.operand), node.contracted)
+        if isinstance(node, Pointwise):
+            return self.pointwise(node.expr, [go(a) for a in node.args], node.coefs)
+        if isinstance(node, Const):
+            return node
+        raise NeedsUnroll("a part of the width of a loop's carry is used")
+
+
+def _new_rows(row: Rows, what: tuple[Any, ...]) -> Rows:
+    if what[0] == "split":
+        return Rows(row.axis, row.offset, row.size, (*row.splits, what[1]))
+    if row.splits:
+        raise UnsupportedError("a part of the width is taken after the width was split into blocks")
+    return Rows(row.axis, add_sizes(row.offset, what[1]), what[2])

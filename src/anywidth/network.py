@@ -1,0 +1,144 @@
+"""What a network is: how its parameters are drawn, and what it does with them.
+
+Nothing here knows about infinite width. A network is a pair of ordinary functions, and its parameters are an
+ordinary pytree of arrays; the engine reads the same two functions.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+__all__ = ["Network", "Normal"]
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A trainable parameter whose entries are i.i.d. N(mean, var) at initialisation.
+
+    Args:
+        shape: a tuple of sizes (an int is read as a one-tuple). Sizes proportional to the width n are the
+            network's width axes: `(n,)`, `(n, n)`, `(4 * n, n)`, `(heads, n // heads, n)`.
+        var: the initial variance, a nonnegative number. It may depend on n and may be a traced number, so a
+            kernel can be differentiated with respect to it. Zero is a constant initialisation that is trained
+            all the same: `Normal((n,), var=0.0)` is a zero bias, `Normal((n,), var=0.0, mean=1.0)` a unit gain.
+        mean: the initial mean, under the same terms.
+
+    A `Normal` is not a pytree: in the result of `init` it is a leaf.
+
+    Raises:
+        TypeError: if a size is not an integer (`n / 4` for `n // 4`), or `var` or `mean` is not a number.
+        ValueError: if a size is negative, if a concrete `var` is negative or not finite, if a concrete
+            `mean` is not finite, or if either is not a scalar.
+    """
+
+    shape: tuple[int, ...]
+    var: Any = 1.0
+    mean: Any = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _shape(self.shape))
+        _scalar("var", self.var, nonnegative=True)
+        _scalar("mean", self.mean, nonnegative=False)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network: a frozen pair of pure functions.
+
+    Args:
+        init: `init(n)` says how the parameters of a network of width n are drawn: any pytree of `Normal`.
+        apply: `apply(params, x)` is the network, as plain JAX, on one example x (any pytree of arrays). `params`
+            has the structure of `init(n)` with arrays in place of the `Normal`s. The code is the
+            parametrisation: every scaling by width is written here.
+
+    Two networks are equal when their functions are the same objects, so a `Network` can be a dictionary key or a
+    static argument.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> linear = Network(
+        ...     init=lambda n: {"u": Normal((n, 3)), "v": Normal((n,))},
+        ...     apply=lambda p, x: p["v"] @ (p["u"] @ x) / jnp.sqrt(3 * p["v"].size),
+        ... )
+        >>> linear.sample(jax.random.key(0), n=64)["u"].shape
+        (64, 3)
+    """
+
+    init: Callable[[int], PyTree[Normal]]
+    apply: Callable[[Any, Any], Array]
+
+    def sample(self, key: Key[Array, ""], n: int, dtype: Any = None) -> PyTree[Array]:
+        """Draw the parameters of the network at width n.
+
+        Args:
+            key: a JAX random key. Every leaf is drawn with a key of its own.
+            n: the width, a positive integer.
+            dtype: floating dtype of every array; JAX's default float if None.
+
+        Returns:
+            A pytree with the structure of `init(n)`; each leaf has the shape of its `Normal`.
+
+        Raises:
+            TypeError: if a leaf of `init(n)` is not a `Normal`, with the path of the leaf; if `dtype` is not a
+                floating dtype.
+            ValueError: if n is not positive.
+        """
+        if operator.index(n) < 1:
+            raise ValueError(f"the width n must be a positive integer, and it is {n}")
+        dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"parameters are real numbers: dtype must be a floating dtype, and it is {dtype}")
+        paths, treedef = jax.tree.flatten_with_path(self.init(n))
+        if not paths:
+            return jax.tree.unflatten(treedef, [])
+        keys = jax.random.split(key, len(paths))
+        leaves = [_draw(k, leaf, path, dtype) for k, (path, leaf) in zip(keys, paths, strict=True)]
+        return jax.tree.unflatten(treedef, leaves)
+
+
+def _draw(key: Key[Array, ""], leaf: Any, path: Any, dtype: Any) -> Array:
+    if not isinstance(leaf, Normal):
+        raise TypeError(
+            f"init(n) must be a pytree whose leaves are anywidth.Normal, and init(n){jax.tree_util.keystr(path)} is "
+            f"a {type(leaf).__name__}. A trainable parameter is a Normal (var=0.0 for a constant one); a number "
+            "that is neither random nor trained belongs in apply."
+        )
+    mean, var = jnp.asarray(leaf.mean, dtype), jnp.asarray(leaf.var, dtype)
+    return mean + jnp.sqrt(var) * jax.random.normal(key, leaf.shape, dtype)
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    sizes = shape if isinstance(shape, tuple | list) else (shape,)
+    try:
+        sizes = tuple(operator.index(size) for size in sizes)
+    except TypeError as error:
+        raise TypeError(
+            f"the shape of a Normal is a tuple of integers, and it is {shape!r}. Use n // 4 rather than n / 4."
+        ) from error
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"the shape of a Normal has no negative sizes, and it is {shape!r}")
+    return sizes
+
+
+def _scalar(name: str, value: Any, *, nonnegative: bool) -> None:
+    """Refuse what cannot be a variance or a mean, as far as it is known: a traced number is taken on trust."""
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"{name} is one number for all entries of a Normal, and it has shape {jnp.shape(value)}. "
+            "Entries of different variances are parameters of their own, or a scaling written in apply."
+        )
+    try:
+        number = float(value)
+    except jax.errors.ConcretizationTypeError:
+        return
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} of a Normal must be a real number, and it is {value!r}") from error
+    if not math.isfinite(number) or (nonnegative and number < 0):
+        kind = "a finite nonnegative number" if nonnegative else "a finite number"
+        raise ValueError(f"{name} of a Normal must be {kind}, and it is {number}")

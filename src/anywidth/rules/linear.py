@@ -1,0 +1,339 @@
+"""Primitives that move entries around: layouts for merged and reshaped axes, views for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from anywidth.errors import NoLimitError, UnsupportedError
+from anywidth.interpret import Interpreter, evaluated, register
+from anywidth.kets import Index, ViewMap, expand
+from anywidth.rules.elementwise import common_power, total
+from anywidth.trace import Size, is_wide
+from anywidth.values import Ax, Cat, Det, Ket, Mat, Value, Wide, ratio, refined, split_atom, to_ket
+
+
+def numeric(shape: Sequence[Size]) -> tuple[int, ...]:
+    return tuple(1 if is_wide(s) else int(s) for s in shape)  # type: ignore[arg-type]
+
+
+def reread(it: Interpreter, x: Any, axis: int, index: Any, size: int) -> Any:
+    """Entry k of the axis becomes entry index[k]; `index` is a vector, known or traced, of length `size`."""
+    g = it.graph
+    atoms = x.layout[axis]
+    if any(isinstance(a, Wide) for a in atoms):
+        raise UnsupportedError("single coordinates of the width are picked out, or reordered: they have no limit of their own")
+    rank = x.rank
+    y = x
+    entries: list[Any] = list(range(rank))
+    stride = 1
+    for a in reversed(atoms):
+        part = (index // stride) % a.size if len(atoms) > 1 else index
+        entries[a.axis] = g.index(part.reshape((1,) * rank + (size,)))
+        stride *= a.size
+    layout = list(y.layout)
+    layout[axis] = (Ax(rank, size),)
+    return y.with_view(g, ViewMap(rank + 1, tuple(entries)), tuple(layout))
+
+
+@register("transpose")
+def transpose(it: Interpreter, x: Value, permutation: Sequence[int]) -> Value:
+    shape = tuple(x.shape[i] for i in permutation)
+    if isinstance(x, Det):
+        return replace(x, val=evaluated(lambda v: jnp.transpose(v, permutation), x.val), shape=shape)
+    return x.relaid(tuple(x.layout[i] for i in permutation))
+
+
+@register("squeeze")
+def squeeze(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
+    keep = [i for i in range(len(x.shape)) if i not in dimensions]
+    if isinstance(x, Det):
+        return replace(x, val=x.val.reshape([np.shape(x.val)[i] for i in keep]), shape=tuple(x.shape[i] for i in keep))
+    return x.relaid(tuple(x.layout[i] for i in keep))
+
+
+@register("expand_dims")
+def expand_dims(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
+    rank = len(x.shape) + len(dimensions)
+    keep = [i for i in range(rank) if i not in dimensions]
+    return broadcast_in_dim(it, x, shape=tuple(1 if i in dimensions else x.shape[keep.index(i)] for i in range(rank)), broadcast_dimensions=tuple(keep))  # fmt: skip
+
+
+@register("broadcast_in_dim")
+def broadcast_in_dim(it: Interpreter, x: Value, *_: Any, shape: Sequence[Size], broadcast_dimensions: Sequence[int], **params: Any) -> Value:
+    shape = tuple(shape)
+    if isinstance(x, Det):
+        middle = [1] * len(shape)
+        for i, j in enumerate(broadcast_dimensions):
+            middle[j] = np.shape(x.val)[i]
+        target = numeric(shape)
+        val = evaluated(lambda v: jnp.broadcast_to(v.reshape(middle), target), x.val)
+        return replace(x, val=val, shape=shape)
+    layout: list[Any] = [None] * len(shape)
+    for i, j in enumerate(broadcast_dimensions):
+        if x.shape[i] == shape[j]:
+            layout[j] = x.layout[i]
+    for j, size in enumerate(shape):
+        if layout[j] is None:
+            if size == 1:
+                layout[j] = ()
+                continue
+            if is_wide(size):
+                if x.wides():
+                    raise UnsupportedError("a random vector is broadcast along a second width axis (an outer product of size n x n)")
+                raise NoLimitError("a random scalar is shared by all channels (broadcast along the width): the limit stays random")
+            x = x.with_view(it.graph, expand(x.rank, 1), x.layout)
+            layout[j] = (Ax(x.rank - 1, int(size)),)  # type: ignore[arg-type]
+    return x.relaid(tuple(layout))
+
+
+@register("reshape")
+def reshape(it: Interpreter, x: Value, *_: Any, new_sizes: Sequence[Size], **params: Any) -> Value:
+    shape = tuple(new_sizes)
+    if isinstance(x, Det):
+        if not any(is_wide(s) for s in x.shape):
+            return replace(x, val=x.val.reshape(shape), shape=shape)
+        wides = lambda s: [d for d in s if d != 1]  # noqa: E731
+        if wides(x.shape) == wides(shape):
+            return replace(x, val=x.val.reshape(numeric(shape)), shape=shape)
+        x = to_ket(it.graph, x)
+    flat = [a for atoms in x.layout for a in atoms]
+    x = x.relaid((tuple(flat),))
+    layout: list[tuple[Any, ...]] = []
+    k = 0
+    for size in shape:
+        atoms = 0
+        rest: Any = size
+        while rest != 1:
+            atom = x.layout[0][k + atoms]
+            count = ratio(rest, atom.size) if is_wide(rest) == is_wide(atom.size) else None
+            if count is not None and count.denominator == 1:
+                rest = int(count)
+            elif is_wide(rest) and not is_wide(atom.size):
+                rest = _part(rest, atom.size)
+            else:
+                x = split_atom(it.graph, x, 0, k + atoms, rest)
+                continue
+            atoms += 1
+        layout.append((k, k + atoms))
+        k += atoms
+    return x.relaid(tuple(x.layout[0][i:j] for i, j in layout))
+
+
+def _part(size: Any, count: int) -> Size:
+    from anywidth.trace import affine, make_size
+
+    a, b = affine(size)
+    return make_size(a / count, b / count)
+
+
+@register("slice")
+def slice_(it: Interpreter, x: Value, start_indices: Sequence[Size], limit_indices: Sequence[Size], strides: Any) -> Value:
+    from anywidth.trace import add_sizes
+
+    strides = strides or (1,) * len(x.shape)
+    for axis, (start, stop, stride) in enumerate(zip(start_indices, limit_indices, strides, strict=True)):
+        if (start, stop, stride) == (0, x.shape[axis], 1):
+            continue
+        if is_wide(x.shape[axis]):
+            x = cut(it, x, axis, start, add_sizes(stop, start, -1), stride)
+        elif isinstance(x, Det):
+            index = (slice(None),) * axis + (slice(start, stop, stride),)
+            val = evaluated(lambda v, index=index: v[index], x.val)
+            x = replace(x, val=val, shape=(*x.shape[:axis], np.shape(val)[axis], *x.shape[axis + 1 :]))
+        else:
+            index = np.arange(start, stop, stride)
+            x = reread(it, x, axis, index, len(index))
+    return x
+
+
+def cut(it: Interpreter, x: Any, axis: int, start: Size, size: Size, stride: int = 1) -> Any:
+    """The coordinates start : start + size of a width axis."""
+    if stride != 1:
+        raise UnsupportedError("a slice with a stride is taken along the width: reshape it into blocks instead")
+    if isinstance(x, Det):
+        if not is_wide(size):
+            val = evaluated(lambda v: jnp.repeat(v, size, axis), x.val)
+            return replace(x, val=val, shape=(*x.shape[:axis], size, *x.shape[axis + 1 :]))
+        return replace(x, shape=(*x.shape[:axis], size, *x.shape[axis + 1 :]))
+    if not is_wide(size):
+        raise UnsupportedError("single coordinates of the width are picked out: they have no limit of their own")
+    atoms = x.layout[axis]
+    layout = list(x.layout)
+    if len(atoms) > 1:
+        if isinstance(atoms[0], Ax) and len(atoms) == 2:
+            first, count = ratio(start, atoms[1].size) if start else 0, ratio(size, atoms[1].size)
+            if first is not None and count is not None and count.denominator == 1:
+                x = x.relaid((*x.layout[:axis], atoms[:1], atoms[1:], *x.layout[axis + 1 :]))
+                x = reread(it, x, axis, np.arange(int(first), int(first) + int(count)), int(count))
+                merged = x.layout[axis] + x.layout[axis + 1]
+                return x.relaid((*x.layout[:axis], merged, *x.layout[axis + 2 :]))
+        raise UnsupportedError("a part of the width is taken after it was split into blocks")
+    layout[axis] = (Wide(atoms[0].number, size),)
+    if isinstance(x, Mat):
+        rows = tuple(_cut_rows(r, start, size) if r.axis == atoms[0].number else r for r in x.rows)
+        return replace(x, rows=rows, layout=tuple(layout))
+    return Ket(it.graph.cut(x.node, start, size), tuple(layout), x.power)
+
+
+def _cut_rows(rows: Any, start: Size, size: Size) -> Any:
+    from anywidth.kets import _new_rows
+
+    return _new_rows(rows, ("cut", start, size))
+
+
+@register("split")
+def split(it: Interpreter, x: Value, sizes: Sequence[Size], axis: int) -> list[Value]:
+    from anywidth.trace import add_sizes
+
+    out, start = [], 0
+    for size in sizes:
+        stop = add_sizes(start, size)
+        starts = [0] * len(x.shape)
+        stops = list(x.shape)
+        starts[axis], stops[axis] = start, stop  # type: ignore[call-overload, assignment]
+        out.append(slice_(it, x, tuple(starts), tuple(stops), None))
+        start = stop  # type: ignore[assignment]
+    return out
+
+
+@register("rev")
+def rev(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
+    for axis in dimensions:
+        size = x.shape[axis]
+        if isinstance(x, Det):
+            x = replace(x, val=evaluated(lambda v, a=axis: jnp.flip(v, a), x.val))
+        else:
+            x = reread(it, x, axis, np.arange(size)[::-1], size)  # type: ignore[arg-type]
+    return x
+
+
+@register("dynamic_slice")
+def dynamic_slice(it: Interpreter, x: Value, *starts: Value, slice_sizes: Sequence[Size]) -> Value:
+    for axis, (start, size) in enumerate(zip(starts, slice_sizes, strict=True)):
+        if size == x.shape[axis]:
+            continue
+        assert isinstance(start, Det)
+        if is_wide(x.shape[axis]):
+            raise UnsupportedError("a part of the width is picked by a computed index")
+        limit = x.shape[axis] - size  # type: ignore[operator]
+        index = evaluated(lambda s, n=size, m=limit: jnp.clip(s, 0, m) + jnp.arange(n), start.val)
+        if isinstance(x, Det):
+            val = evaluated(lambda v, i, a=axis: jnp.take(v, i, axis=a), x.val, index)
+            x = replace(x, val=val, shape=(*x.shape[:axis], size, *x.shape[axis + 1 :]))
+        else:
+            x = reread(it, x, axis, index, int(size))  # type: ignore[arg-type]
+    return x
+
+
+@register("gather")
+def gather(it: Interpreter, x: Value, indices: Value, **params: Any) -> Value:
+    raw = it.eqn.raw  # type: ignore[union-attr]
+    dims = raw["dimension_numbers"]
+    if isinstance(x, Det) and not any(is_wide(s) for s in x.shape):
+        return it.evaluate(it.eqn, [x, indices])[0]  # type: ignore[arg-type]
+    if not isinstance(indices, Det):
+        raise UnsupportedError("an array is indexed by random numbers")
+    sizes = params["slice_sizes"]
+    indexed = dims.start_index_map
+    plain = (
+        dims.collapsed_slice_dims == tuple(sorted(indexed))
+        and not dims.operand_batching_dims
+        and all(sizes[a] == x.shape[a] for a in range(len(x.shape)) if a not in indexed)
+    )
+    if not plain or any(is_wide(x.shape[a]) for a in indexed):
+        raise UnsupportedError("this way of indexing is not supported: use x[i], jnp.take along one axis, or slices")
+    if isinstance(x, Det):
+        x = to_ket(it.graph, x)
+    batch_shape = np.shape(indices.val)[:-1]
+    rank, nb = x.rank, len(batch_shape)
+    entries: list[Any] = list(range(rank))
+    for k, axis in enumerate(indexed):
+        size = x.shape[axis]
+        index = evaluated(lambda v, k=k, m=size: jnp.clip(v[..., k], 0, m - 1), indices.val)
+        flat = index.reshape((1,) * rank + batch_shape)
+        stride = 1
+        for a in reversed(x.layout[axis]):
+            entries[a.axis] = it.graph.index((flat // stride) % a.size if len(x.layout[axis]) > 1 else flat)
+            stride *= a.size
+    batch = [(Ax(rank + i, n),) if n > 1 else () for i, n in enumerate(batch_shape)]
+    rest = [atoms for a, atoms in enumerate(x.layout) if a not in indexed]
+    layout = [rest.pop(0) if i in dims.offset_dims else batch.pop(0) for i in range(nb + len(dims.offset_dims))]
+    return x.with_view(it.graph, ViewMap(rank + nb, tuple(entries)), tuple(layout))
+
+
+@register("concatenate")
+def concatenate(it: Interpreter, *parts: Value, dimension: int) -> Value:
+    if all(isinstance(p, Det) for p in parts) and not any(is_wide(p.shape[dimension]) for p in parts):
+        top, vals = common_power(parts)  # type: ignore[arg-type]
+        val = evaluated(lambda *v: jnp.concatenate(v, dimension), *vals)
+        shape = list(parts[0].shape)
+        shape[dimension] = np.shape(val)[dimension]
+        noise = max((p.noise for p in parts if p.noise is not None), default=None)  # type: ignore[union-attr]
+        return Det(val, top, tuple(shape), zero=all(p.zero for p in parts), noise=noise)  # type: ignore[union-attr]
+    if any(isinstance(p, Mat) for p in parts):
+        raise UnsupportedError("parameter matrices are concatenated; multiply each by its vector and add or concatenate the results")
+    return Cat(tuple(parts), dimension)
+
+
+@register("pad")
+def pad(it: Interpreter, x: Value, value: Value, padding_config: Any) -> Value:
+    assert isinstance(value, Det)
+    for axis, (low, high, interior) in enumerate(padding_config):
+        if (low, high, interior) == (0, 0, 0):
+            continue
+        if isinstance(x, Det) and not is_wide(x.shape[axis]):
+            width = [(0, 0, 0)] * len(x.shape)
+            width[axis] = (int(low), int(high), int(interior))
+            from jax import lax
+
+            val = evaluated(lambda v, p, w=width: lax.pad(v, p.astype(v.dtype), w), x.val, value.val)
+            x = replace(x, val=val, shape=(*x.shape[:axis], np.shape(val)[axis], *x.shape[axis + 1 :]))
+            continue
+        if interior or low < 0 or high < 0:
+            raise UnsupportedError("interior and negative padding of random vectors is not supported: use slices and concatenate")
+        parts = [x]
+        for count, at in ((low, 0), (high, None)):
+            if count:
+                shape = tuple(count if a == axis else s for a, s in enumerate(x.shape))
+                val = evaluated(lambda v, s=shape: jnp.broadcast_to(v, numeric(s)), value.val)
+                parts.insert(at if at is not None else len(parts), Det(val, value.power, shape, zero=value.zero))
+        x = Cat(tuple(parts), axis)
+    return x
+
+
+@register("dynamic_update_slice")
+def dynamic_update_slice(it: Interpreter, x: Value, update: Value, *starts: Value) -> Value:
+    if all(isinstance(v, Det) for v in (x, update)) and not any(is_wide(s) for s in x.shape):
+        return it.evaluate(it.eqn, [x, update, *starts])[0]  # type: ignore[arg-type]
+    axes = [a for a in range(len(x.shape)) if update.shape[a] != x.shape[a]]
+    if not axes:
+        return update
+    if len(axes) > 1 or is_wide(x.shape[axes[0]]):
+        raise UnsupportedError("a block of an array of random vectors is overwritten along several axes, or along the width")
+    (axis,) = axes
+    start, size, length = starts[axis], update.shape[axis], x.shape[axis]
+    assert isinstance(start, Det)
+    shape = [1] * len(x.shape)
+    shape[axis] = length  # type: ignore[assignment]
+    first = evaluated(lambda s: jnp.clip(s, 0, length - size), start.val)  # type: ignore[operator]
+    position = evaluated(lambda s: jnp.arange(length) - s, first)
+    inside = evaluated(lambda p: ((p >= 0) & (p < size)).reshape(shape), position)
+    index = evaluated(lambda p: jnp.clip(p, 0, size - 1), position)  # type: ignore[operator]
+    dtype = it.eqn.outputs[0].dtype  # type: ignore[union-attr]
+    update = it.ket(update)
+    moved = reread(it, update, axis, index, int(length)) if update.layout[axis] else broadcast_in_dim(
+        it, update, shape=x.shape, broadcast_dimensions=tuple(range(len(x.shape)))
+    )  # fmt: skip
+    new = it.scale(Det(inside.astype(dtype), moved.power * 0, tuple(shape)), moved)
+    if isinstance(x, Det) and x.zero:
+        return new
+    old = it.scale(Det(1 - inside.astype(dtype), moved.power * 0, tuple(shape)), it.ket(x))
+    return total(it, [(1.0, new), (1.0, old)])
+
+
+__all__ = ["Index", "refined"]

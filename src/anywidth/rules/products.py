@@ -1,0 +1,371 @@
+"""`dot_general`: facts 1 and 2. A parameter times a vector is Gaussian, two vectors give a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from anywidth.errors import NoLimitError, UnsupportedError
+from anywidth.inner import ZERO, weighted_sum
+from anywidth.interpret import Interpreter, evaluated, register
+from anywidth.kets import Const, Node, Pointwise, Product, View, ViewMap, expand, is_zero
+from anywidth.trace import Size, affine, is_wide
+from anywidth.values import Ax, Det, Ket, Layout, Mat, Value, Wide, common_sizes, refined, to_ket
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The axes of a product: first those of the result, then those that are summed."""
+
+    lhs: tuple[int, ...]  # for each axis of an operand, its place
+    rhs: tuple[int, ...]
+    outer: int
+    summed: int
+
+
+def plan(dimension_numbers: Any, lhs_rank: int, rhs_rank: int) -> Plan:
+    (lc, rc), (lb, rb) = dimension_numbers
+    lhs, rhs = [-1] * lhs_rank, [-1] * rhs_rank
+    place = 0
+    for i, j in zip(lb, rb, strict=True):
+        lhs[i] = rhs[j] = place
+        place += 1
+    for axes, contracted in ((lhs, lc), (rhs, rc)):
+        for i in range(len(axes)):
+            if axes[i] < 0 and i not in contracted:
+                axes[i] = place
+                place += 1
+    outer = place
+    for i, j in zip(lc, rc, strict=True):
+        lhs[i] = rhs[j] = place
+        place += 1
+    return Plan(tuple(lhs), tuple(rhs), outer, place - outer)
+
+
+def spread(x: Any, places: Sequence[int], rank: int) -> Any:
+    """An operand over all axes of the plan; those that it does not have are of size one."""
+    if isinstance(x, Det):
+        order = sorted(range(len(places)), key=lambda i: places[i])
+        shape: list[Size] = [1] * rank
+        middle = [1] * rank
+        for i, p in enumerate(places):
+            shape[p] = x.shape[i]
+            middle[p] = np.shape(x.val)[i]
+        val = evaluated(lambda v: jnp.transpose(v, order).reshape(middle), x.val)
+        return replace(x, val=val, shape=tuple(shape))
+    layout: list[tuple[Any, ...]] = [()] * rank
+    for i, p in enumerate(places):
+        layout[p] = x.layout[i]
+    return x.relaid(tuple(layout))
+
+
+@register("dot_general")
+def dot_general(it: Interpreter, x: Value, y: Value, dimension_numbers: Any, **params: Any) -> Value:
+    p = plan(dimension_numbers, len(x.shape), len(y.shape))
+    if isinstance(x, Det) and isinstance(y, Det):
+        return _numbers(it, x, y, p, dimension_numbers)
+    for v in (x, y):
+        if isinstance(v, Det):
+            it.settled(v)
+    rank = p.outer + p.summed
+    a, b = spread(x, p.lhs, rank), spread(y, p.rhs, rank)
+    return contraction(it, a, b, p.outer)
+
+
+def _numbers(it: Interpreter, x: Det, y: Det, p: Plan, dimension_numbers: Any) -> Value:
+    rank = p.outer + p.summed
+    a, b = spread(x, p.lhs, rank), spread(y, p.rhs, rank)
+    shape = tuple(s if s != 1 else t for s, t in zip(a.shape, b.shape, strict=True))
+    power, factor = x.power + y.power, 1.0
+    for s in shape[p.outer :]:
+        if is_wide(s):
+            power, factor = power + 1, factor * float(affine(s)[0])
+    lengths = [1 if is_wide(s) else s for s in shape[p.outer :]]
+    val = evaluated(lambda u, v: weighted_sum(u, v, p.summed, lengths) * factor, a.val, b.val)
+    noises = [n + o.power for n, o in ((x.noise, y), (y.noise, x)) if n is not None]
+    return Det(val, power, shape[: p.outer], zero=x.zero or y.zero, noise=max(noises, default=None), line=x.line or y.line)
+
+
+def contraction(it: Interpreter, a: Any, b: Any, outer: int) -> Value:
+    """The sum over the axes from `outer` on of a * b, both of one rank."""
+    wide_sum = any(is_wide(s) for s in (*a.shape[outer:], *b.shape[outer:]))
+    if isinstance(a, Mat) or isinstance(b, Mat):
+        mat, other = (a, b) if isinstance(a, Mat) else (b, a)
+        if isinstance(other, Mat):
+            raise UnsupportedError(
+                "two parameter matrices are multiplied with each other: apply them to the vector one after the other"
+            )
+        return _matrix(it, mat, other, outer)
+    if isinstance(a, Det) and any(map(is_wide, a.shape)):
+        a = to_ket(it.graph, a)
+    if isinstance(b, Det) and any(map(is_wide, b.shape)):
+        b = to_ket(it.graph, b)
+    if wide_sum:
+        if not (isinstance(a, Ket) and isinstance(b, Ket)):
+            raise UnsupportedError("a sum over the width of this kind is not supported")
+        return inner_product(it, a, b, outer)
+    if isinstance(a, Ket) and isinstance(b, Ket):
+        raise UnsupportedError("two arrays of random vectors are multiplied along a finite axis: the products have no rule")
+    return _mixed(it, a, b, outer)
+
+
+def _aligned(it: Interpreter, values: Sequence[Any], outer: int) -> tuple[list[Any], Layout, int]:
+    """Operands over common axes; the layout of the result and how many trailing finite axes are summed."""
+    operands, sizes = it.aligned(values)
+    laid = next(x for x in operands if isinstance(x, Ket | Mat))
+    summed = sum(isinstance(s, int) for axis in sizes[outer:] for s in axis)
+    return operands, laid.layout, summed
+
+
+def lengths_of(layout: Layout, outer: int) -> list[int]:
+    return [a.size for axis in layout[outer:] for a in axis if isinstance(a, Ax)]
+
+
+def _mixed(it: Interpreter, a: Any, b: Any, outer: int) -> Ket:
+    """A deterministic array times kets, over finite axes: a raw parameter gives a product, others a linear map."""
+    ket, coef = (a, b) if isinstance(a, Ket) else (b, a)
+    power = ket.power + coef.power
+    (k, c), layout, summed = _aligned(it, [ket, coef], outer)
+    node = k.node
+    c = c if np.ndim(c) == node.rank else jnp.reshape(c, (1,) * node.rank)
+    if coef.zero:
+        out: Node = it.graph.const(np.zeros((1,) * (node.rank - summed)))
+        return Ket(out, layout[:outer], ket.power)
+    raw = _raw(it, node)
+    if raw is not None and raw.contracted == 0 and isinstance(raw.operand, Const):
+        operand = raw.operand.array if not _is_one(raw.operand.array) else None
+        weight = it.graph.const(c if operand is None else c * operand)
+        out = it.graph.product(raw.leaf, raw.copy, weight, summed, raw.row, raw.col, raw.indices, raw.line)
+        full = np.broadcast_shapes(weight.shape, *(np.shape(v) for _, v in raw.indices))
+        node_lengths = lengths_of(layout, outer)
+        factor = np.prod([n for n, m in zip(node_lengths, full[len(full) - summed :], strict=True) if m == 1], initial=1)
+        return Ket(out if factor == 1 else it.graph.scale(float(factor), out), layout[:outer], power)
+    return Ket(summed_node(it, node, c, summed, lengths_of(layout, outer)), layout[:outer], power)
+
+
+def summed_node(it: Interpreter, node: Node, coef: Any, summed: int, lengths: Sequence[int]) -> Node:
+    """sum over the last axes; those along which nothing varies are a factor."""
+    full = np.broadcast_shapes(node.shape, np.shape(coef) if coef is not None else ())
+    factor = float(np.prod([n for n, m in zip(lengths, full[len(full) - summed :], strict=True) if m == 1], initial=1))
+    out = it.graph.contract(coef, node, summed)
+    return out if factor == 1.0 else it.graph.scale(factor, out)
+
+
+def _is_one(a: Any) -> bool:
+    return isinstance(a, float | np.ndarray) and np.size(a) == 1 and float(np.reshape(a, ())) == 1.0
+
+
+def _raw(it: Interpreter, node: Node) -> Product | None:
+    """The node as a parameter itself, not yet multiplied by anything random."""
+    while isinstance(node, View):
+        pushed = it.graph.push(node)
+        if pushed is node:
+            return None
+        node = pushed
+    raw = isinstance(node, Product) and node.col is None and isinstance(node.operand, Const)
+    return node if raw else None  # type: ignore[return-value]
+
+
+def _matrix(it: Interpreter, mat: Mat, other: Any, outer: int) -> Ket:
+    """W x: the operand carries the contracted width axis, if any, and the finite axes that are summed."""
+    g = it.graph
+    wide_sum = any(is_wide(s) for s in mat.shape[outer:])
+    if isinstance(other, Det) and any(map(is_wide, other.shape)):
+        other = to_ket(g, other)
+    if not wide_sum:
+        if isinstance(other, Ket):
+            raise UnsupportedError("a parameter matrix meets a random vector along a finite axis")
+        return _mixed_matrix(it, mat, other, outer)
+    if not isinstance(other, Ket):
+        raise UnsupportedError("a parameter matrix is contracted over its width with an array that has no width")
+    sizes = common_sizes([[()] * outer + list(x.layout[outer:]) for x in (mat, other)], len(mat.layout))
+    mat_sizes = [[a.size for a in axis] for axis in mat.layout[:outer]] + sizes[outer:]
+    mat = refined(g, mat, mat_sizes)
+    own = [[a.size for a in axis] for axis in other.layout[:outer]] + sizes[outer:]
+    other = refined(g, other, own)
+    outer_wides = [a for axis in other.layout[:outer] for a in axis if isinstance(a, Wide)]
+    if outer_wides:
+        raise UnsupportedError("a random vector with a second width axis is multiplied by a parameter matrix")
+    summed_wide = [a for axis in mat.layout[outer:] for a in axis if isinstance(a, Wide)]
+    if len(summed_wide) != 1:
+        raise UnsupportedError("a parameter matrix is contracted over both of its width axes")
+    col = mat.row(summed_wide[0].number)
+    row = next(r for r in mat.rows if r.axis != summed_wide[0].number)
+    _remember(it, mat, col.axis)
+    # places: the finite atoms of the result, then the summed ones
+    free, summed = [], []
+    for axis in range(len(mat.layout)):
+        size = [a if a else b for a, b in ((mat.layout[axis], other.layout[axis]),)][0]
+        finite = [a for a in size if isinstance(a, Ax)]
+        (free if axis < outer else summed).extend([(axis, j) for j in range(len(finite))])
+    place = {key: i for i, key in enumerate([*free, *summed])}
+    rank = len(place)
+
+    def viewed(x: Any) -> Any:
+        zero = g.index(np.zeros((1,) * rank, np.int64))
+        entries: list[Any] = [zero] * x.rank
+        for axis, atoms in enumerate(x.layout):
+            for j, a in enumerate([a for a in atoms if isinstance(a, Ax)]):
+                entries[a.axis] = place[axis, j]
+        return x.with_view(g, ViewMap(rank, tuple(entries)), x.layout)
+
+    m, k = viewed(mat), viewed(other)
+    layout: list[tuple[Any, ...]] = []
+    for axis in range(outer):
+        atoms = mat.layout[axis] or other.layout[axis]
+        finite = iter([place[axis, j] for j in range(sum(isinstance(a, Ax) for a in atoms))])
+        layout.append(tuple(Ax(next(finite), a.size) if isinstance(a, Ax) else Wide(0, a.size) for a in atoms))
+    operand = k.node if m.coef is None else g.scale(m.coef, k.node)
+    if is_zero(operand):
+        node: Node = g.const(np.zeros((1,) * len(free)))
+        return Ket(node, tuple(layout), k.power + mat.power + Fraction(1, 2))
+    node = g.product(mat.leaf, it.copy, operand, len(summed), row, col, m.indices, it.eqn.line)  # type: ignore[union-attr]
+    lengths = [a.size for axis in mat.layout[outer:] for a in axis if isinstance(a, Ax)]
+    full = np.broadcast_shapes(operand.shape, *(np.shape(v) for _, v in m.indices))
+    factor = float(np.prod([n for n, f in zip(lengths, full[len(free) :], strict=True) if f == 1], initial=1))
+    if factor != 1.0:
+        node = g.scale(factor, node)
+    power = k.power + mat.power + Fraction(1, 2)
+    out = Ket(node, tuple(layout), power)
+    if mat.mean is not None:
+        return _with_mean(it, mat, k, len(summed), out, lengths)
+    return out
+
+
+def _with_mean(it: Interpreter, mat: Mat, k: Ket, summed: int, out: Ket, lengths: Sequence[int]) -> Ket:
+    """A matrix with mean m adds m times the sum over the width of the operand, the same in every row."""
+    from anywidth.rules.elementwise import total
+
+    assert mat.mean is not None
+    value, mean_power = mat.mean
+    average = it.mean(k.node)
+    if average is ZERO:
+        return out
+    size = next(a.size for axis in mat.layout for a in axis if isinstance(a, Wide) and a.number in [r.axis for r in mat.rows])
+    constant = weighted_sum(None, average, summed, lengths) * (value * float(affine(size)[0]))
+    shift = Ket(it.graph.const(constant), out.layout, k.power + mean_power + 1)
+    return total(it, [(1.0, out), (1.0, shift)])
+
+
+def _mixed_matrix(it: Interpreter, mat: Mat, coef: Det, outer: int) -> Ket:
+    raise UnsupportedError(
+        "parameter matrices are combined with each other over a finite axis before they meet a vector: multiply "
+        "each by its vector and combine the results"
+    )
+
+
+def _remember(it: Interpreter, mat: Mat, axis: int) -> None:
+    """Refuses W and its transpose in one forward pass."""
+    line = it.eqn.line  # type: ignore[union-attr]
+    other = it.used.setdefault(mat.leaf, (axis, line))
+    if other[0] != axis:
+        raise UnsupportedError(
+            f"the parameter '{mat.leaf.name}' is multiplied from both sides (W and its transpose in one forward pass). "
+            "The limit of tied transposed weights needs the correction terms of Tensor Programs III, which anywidth "
+            f"does not have: use two parameters.\n  at {line}\n  and {other[1]}"
+        )
+
+
+def inner_product(it: Interpreter, a: Ket, b: Ket, outer: int) -> Value:
+    """x.y over the width: n times a number, or a readout where one side is a parameter of its own."""
+    for v, s in ((a, b), (b, a)):
+        out = readout(it, v, s, outer)
+        if out is not None:
+            return out
+    (x, y), layout, summed = _aligned(it, [a, b], outer)
+    if any(isinstance(atom, Wide) for axis in layout[:outer] for atom in axis):
+        raise UnsupportedError("an outer product of two random vectors (n x n) is formed")
+    (size,) = [atom.size for axis in layout[outer:] for atom in axis if isinstance(atom, Wide)]
+    shape = Ket(x.node, layout[:outer], x.power).shape
+    lengths = lengths_of(layout, outer)
+    value = it.gram(x.node, y.node)
+    return number(it, value, x.power + y.power, size, summed, lengths, layout[:outer], shape)
+
+
+def number(
+    it: Interpreter, value: Any, power: Fraction, size: Size, summed: int, lengths: Sequence[int], layout: Layout, shape: Any
+) -> Det:
+    """A sum over the width: n E[...], and noise of order sqrt(n) besides."""
+    finite = [a.size for axis in layout for a in axis if isinstance(a, Ax)]
+    numeric = tuple(int(s) for s in shape)
+    if value is ZERO:
+        dtype = next(v.dtype for v in it.eqn.outputs)  # type: ignore[union-attr]
+        zeros = np.zeros(numeric, dtype)
+        return Det(zeros, power + 1, shape, zero=True, noise=power + Fraction(1, 2), line=it.eqn)
+    value = weighted_sum(None, value, summed, lengths) * float(affine(size)[0])
+    value = jnp.broadcast_to(value, finite).reshape(numeric)
+    return Det(value.astype(next(v.dtype for v in it.eqn.outputs)), power + 1, shape)  # type: ignore[union-attr]
+
+
+def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
+    """v.s with v a parameter on which s does not depend: a Gaussian number of order sqrt(n)."""
+    raw = _raw(it, v.node)
+    if raw is None or not isinstance(raw.operand, Const) or raw.leaf in s.node.leaves:
+        return None
+    (x, y), layout, summed = _aligned(it, [v, s], outer)
+    if any(isinstance(a, Wide) for axis in layout[:outer] for a in axis):
+        return None
+    wide = [a for axis in layout[outer:] for a in axis if isinstance(a, Wide)]
+    raw = _raw(it, x.node)
+    assert raw is not None and len(wide) == 1 and raw.row is not None
+    rank = x.node.rank
+    node_rank = rank - summed
+    operand = y.node
+    if not _is_one(raw.operand.array):  # type: ignore[attr-defined]
+        if raw.contracted:
+            return None
+        operand = it.graph.scale(raw.operand.array, operand)  # type: ignore[attr-defined]
+    if raw.contracted:
+        return None
+    if is_zero(operand):
+        return Ket(it.graph.const(np.zeros((1,) * node_rank)), layout[:outer], v.power + s.power + Fraction(1, 2))
+    line = it.eqn.line  # type: ignore[union-attr]
+    node = it.graph.product(raw.leaf, it.copy, operand, summed, None, raw.row, raw.indices, line)
+    full = np.broadcast_shapes(operand.shape, *(np.shape(i) for _, i in raw.indices))
+    factor = float(np.prod([n for n, f in zip(lengths_of(layout, outer), full[node_rank:], strict=True) if f == 1], initial=1))
+    if factor != 1.0:
+        node = it.graph.scale(factor, node)
+    return Ket(node, layout[:outer], v.power + s.power + Fraction(1, 2))
+
+
+def readout_of_product(it: Interpreter, x: Ket, outer: int) -> Ket | None:
+    """sum(v * h) written as a coordinatewise product and a sum: the same readout."""
+    node = x.node
+    scale = None
+    if not isinstance(node, Pointwise) or node.expr[0] != "mul":
+        return None
+    for i, j in ((2, 3), (3, 2)):
+        v, rest = node.expr[i], node.expr[j]
+        coefs = []
+        while v[0] == "mul" and v[2][0] in ("n", "c"):
+            coefs.append(v[2])
+            v = v[3]
+        if v[0] != "v" or coefs:
+            continue
+        raw = _raw(it, node.args[v[1]])
+        if raw is None:
+            continue
+        h = _as_node(it, rest, node)
+        if raw.leaf in h.leaves:
+            continue
+        v_ket = Ket(_full_rank(it, node.args[v[1]], node.rank), x.layout, x.power)
+        return readout(it, v_ket, Ket(_full_rank(it, h, node.rank), x.layout), outer)
+    del scale
+    return None
+
+
+def _full_rank(it: Interpreter, node: Node, rank: int) -> Node:
+    return node if node.rank == rank else it.graph.view(node, expand(node.rank, rank - node.rank))
+
+
+def _as_node(it: Interpreter, e: Any, node: Pointwise) -> Node:
+    if e[0] == "v":
+        return node.args[e[1]]
+    if e[0] == "mul" and e[2][0] in ("n", "c") and e[3][0] == "v":
+        return it.graph.scale(e[2][1] if e[2][0] == "n" else node.coefs[e[2][1]], node.args[e[3][1]])
+    return it.graph.pointwise(e, node.args, node.coefs)

@@ -1,0 +1,93 @@
+"""Sums: over finite axes a linear map, over the width n times a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from anywidth.errors import UnsupportedError
+from anywidth.interpret import Interpreter, evaluated, register
+from anywidth.kets import ViewMap
+from anywidth.rules.products import lengths_of, number, readout_of_product, summed_node
+from anywidth.trace import affine, is_wide
+from anywidth.values import Ax, Det, Ket, Value, Wide, standard, trivial_sizes
+
+
+@register("reduce_sum")
+def reduce_sum(it: Interpreter, x: Value, axes: Sequence[int], **params: Any) -> Value:
+    axes = tuple(int(a) for a in axes)
+    keep = [i for i in range(len(x.shape)) if i not in axes]
+    if isinstance(x, Det):
+        power, factor, noise = x.power, 1.0, x.noise
+        for a in axes:
+            if is_wide(x.shape[a]):
+                power, factor = power + 1, factor * float(affine(x.shape[a])[0])
+                noise = None if noise is None else noise + 1
+        val = evaluated(lambda v: (jnp.sum(v, axes) * factor).astype(v.dtype), x.val)
+        return Det(val, power, tuple(x.shape[i] for i in keep), zero=x.zero, noise=noise, line=x.line)
+    if not isinstance(x, Ket):
+        raise UnsupportedError("a parameter matrix is summed over: multiply it by a vector of ones")
+    moved = x.relaid(tuple(x.layout[i] for i in (*keep, *axes)))
+    sizes = [[a.size for a in axis] for axis in moved.layout]
+    moved = standard(it.graph, moved, sizes)
+    outer = len(keep)
+    summed = [a for axis in moved.layout[outer:] for a in axis]
+    finite = sum(isinstance(a, Ax) for a in summed)
+    wide = [a for a in summed if isinstance(a, Wide)]
+    lengths = lengths_of(moved.layout, outer)
+    if not wide:
+        return Ket(summed_node(it, moved.node, None, finite, lengths), moved.layout[:outer], x.power)
+    out = readout_of_product(it, moved, outer)
+    if out is not None:
+        return out
+    shape = Ket(moved.node, moved.layout[:outer]).shape
+    return number(it, it.mean(moved.node), x.power, wide[0].size, finite, lengths, moved.layout[:outer], shape)
+
+
+@register("cumsum")
+def cumsum(it: Interpreter, x: Value, axis: int, reverse: bool) -> Value:
+    if isinstance(x, Det):
+        return replace(x, val=evaluated(lambda v: lax.cumsum(v, axis, reverse), x.val))
+    atoms = x.layout[axis]
+    if len(atoms) != 1 or not isinstance(atoms[0], Ax):
+        raise UnsupportedError("a cumulative sum over the width, or over several merged axes, is taken")
+    n, rank = atoms[0].size, x.rank
+    triangle = np.tril(np.ones((n, n))) if not reverse else np.triu(np.ones((n, n)))
+    entries: list[Any] = list(range(rank))
+    entries[atoms[0].axis] = rank + 1
+    view = it.graph.view(x.node, ViewMap(rank + 2, tuple(entries)))
+    dtype = it.eqn.outputs[0].dtype  # type: ignore[union-attr]
+    node = it.graph.contract(triangle.astype(dtype).reshape((1,) * rank + (n, n)), view, 1)
+    layout = list(x.layout)
+    layout[axis] = (Ax(rank, n),)
+    return Ket(node, tuple(layout), x.power)
+
+
+@register("reduce_max", "reduce_min", "argmax", "argmin", "reduce_and", "reduce_or")
+def reduce_max(it: Interpreter, x: Value, axes: Sequence[int], **params: Any) -> Value:
+    name = it.eqn.name  # type: ignore[union-attr]
+    if isinstance(x, Det):
+        it.settled(x)
+        keep = tuple(s for i, s in enumerate(x.shape) if i not in axes)
+        val = evaluated(lambda v: it.eqn.primitive.bind(v, **it.eqn.raw), x.val)  # type: ignore[union-attr]
+        return Det(val, x.power if name in ("reduce_max", "reduce_min") else Fraction(0), keep, zero=x.zero)
+    if any(is_wide(x.shape[a]) for a in axes):
+        raise UnsupportedError(f"'{name}' over the width: the extreme of n numbers has no limit of this kind")
+    raise UnsupportedError(
+        f"'{name}' over an axis of random vectors (max pooling) is a function of several correlated Gaussians, which "
+        "anywidth cannot integrate yet"
+    )
+
+
+@register("reduce_precision")
+def reduce_precision(it: Interpreter, x: Value, **params: Any) -> Value:
+    return x
+
+
+__all__ = ["trivial_sizes"]
