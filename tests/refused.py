@@ -371,7 +371,7 @@ def branch_on_the_width():
     def apply(p, x):
         n = p["W"].shape[0]
         h = jax.nn.relu(p["U"] @ x)
-        if n > 50000:
+        if n > 8000:
             h = jax.nn.relu(p["W"] @ h / jnp.sqrt(n))  # <- guilty
         return p["v"] @ h / jnp.sqrt(n)  # <- guilty
 

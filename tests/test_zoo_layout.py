@@ -19,8 +19,9 @@ def imports(path):
         if isinstance(node, ast.Import):
             yield from ((alias.name, ()) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import"
-            yield node.module, tuple(alias.name for alias in node.names)
+            package = path.relative_to(PACKAGE.parent).parent.parts
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            yield ".".join((*base, *([node.module] if node.module else []))), tuple(a.name for a in node.names)
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "zoo").glob("*.py")), ids=lambda path: path.stem)

@@ -128,7 +128,14 @@ def _cost(width: int) -> float:
 
 
 def _progress(console: Any) -> Any:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description:>24}"), BarColumn(), TaskProgressColumn())
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)

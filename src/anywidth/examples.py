@@ -143,11 +143,10 @@ def _array(leaf: Any, name: str) -> np.ndarray:
 
 def _resemble(spec: Any, name: str, other: Any, label: str) -> None:
     whose = f"those of {label}" if label != name else "one another"
-    if jax.tree.structure(spec) != jax.tree.structure(other):
-        raise ValueError(
-            f"the examples of {name} do not have the structure of {whose}: "
-            f"{jax.tree.structure(spec)} and {jax.tree.structure(other)}"
-        )
+    ours: Any = jax.tree.structure(spec)
+    theirs: Any = jax.tree.structure(other)
+    if ours != theirs:
+        raise ValueError(f"the examples of {name} do not have the structure of {whose}: {ours} and {theirs}")
     for a, b in zip(jax.tree.leaves(spec), jax.tree.leaves(other), strict=True):
         if len(a.shape) != len(b.shape):
             raise ValueError(

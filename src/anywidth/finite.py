@@ -16,7 +16,17 @@ from anywidth.kernels import nngp, ntk
 from anywidth.network import Network
 from anywidth.tiles import gram
 
-__all__ = ["Check", "check", "deviation", "empirical_nngp", "empirical_ntk", "limit", "loglog_slope", "simulate", "simulations"]
+__all__ = [
+    "Check",
+    "check",
+    "deviation",
+    "empirical_nngp",
+    "empirical_ntk",
+    "limit",
+    "loglog_slope",
+    "simulate",
+    "simulations",
+]
 
 _BAND = (0.1, 0.9)
 _TOGETHER = 2**24  # parameters sampled at a time: seeds are batched at small widths, and not at large ones
@@ -173,9 +183,7 @@ def check(
         means.append(found.mean(0))
         stderrs.append(found.std(0, ddof=1) / math.sqrt(seeds) if seeds > 1 else np.full(theory.shape, np.nan))
     slope, slope_stderr = loglog_slope(widths, np.stack(deviations))
-    return Check(
-        kernel, widths, np.stack(deviations), slope, slope_stderr, theory, np.stack(means), np.stack(stderrs)
-    )
+    return Check(kernel, widths, np.stack(deviations), slope, slope_stderr, theory, np.stack(means), np.stack(stderrs))
 
 
 def limit(
@@ -191,7 +199,8 @@ def limit(
     # Only shapes are read here, so the width does not matter; it is large and divides well, for heads.
     params = jax.eval_shape(lambda k: net.sample(k, 5040), jax.random.key(0))
     index = [position for group in data.groups for position in group.positions]
-    found, shapes = [], {}
+    found: list[tuple[int, ...]] = []
+    shapes: dict[int, int] = {}
     for group in data.groups:
         output = jax.eval_shape(net.apply, params, group.spec).shape
         kernel_shape = np.shape(theory[group.positions[0]][group.positions[0]])

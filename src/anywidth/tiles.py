@@ -82,12 +82,12 @@ def _block(
     advance: Callable[[int], None],
 ) -> PyTree[np.ndarray]:
     """The kernel between two groups; by one triangle if `rank`, the number of axes of an output, is given."""
-    symmetric = rank is not None
+    symmetric, axes = rank is not None, rank or 0
     tile, program = _program(kernel, rows, cols, symmetric, budget)
     left, right = _cut(rows.stack, tile[0]), _cut(cols.stack, tile[1])
     n, m = len(rows), len(cols)
     shape = jax.eval_shape(kernel, rows.spec, cols.spec)
-    out = jax.tree.map(lambda leaf: _empty((n, m) + leaf.shape, leaf.dtype), shape)
+    out = jax.tree.map(lambda leaf: _empty((n, m, *leaf.shape), leaf.dtype), shape)
 
     def store(i: int, j: int, result: Any) -> None:
         a, b = i * tile[0], j * tile[1]
@@ -97,15 +97,15 @@ def _block(
             values = np.asarray(values)[:p, :q]
             if symmetric and i == j:  # exactly symmetric, as the mirrored tiles are
                 upper = np.triu(np.ones((p, q), bool)).reshape((p, q) + (1,) * (values.ndim - 2))
-                values = np.where(upper, values, _transpose(values, rank))
+                values = np.where(upper, values, _transpose(values, axes))
             target[a : a + p, b : b + q] = values
             if symmetric and i != j:
-                target[b : b + q, a : a + p] = _transpose(values, rank)
+                target[b : b + q, a : a + p] = _transpose(values, axes)
 
         jax.tree.map(put, out, result)
         advance(p * q * (2 if symmetric and i != j else 1))
 
-    pending = None  # the tile before, copied out while this one is computed
+    pending: tuple[int, int, Any] | None = None  # the tile before, copied out while this one is computed
     for i, x in enumerate(left):
         for j, y in enumerate(right):
             if symmetric and j < i:
@@ -114,7 +114,8 @@ def _block(
             if pending is not None:
                 store(*pending)
             pending = (i, j, result)
-    store(*pending)
+    if pending is not None:
+        store(*pending)
     return out
 
 
@@ -171,9 +172,9 @@ class _Spec:
         return hash((self.treedef, self.leaves))
 
 
-def _context() -> tuple[Any, ...]:
-    config = jax.config
-    return config.jax_enable_x64, config.jax_default_matmul_precision, str(config.jax_default_device)
+def _context() -> tuple[str, ...]:
+    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_device")
+    return tuple(str(getattr(jax.config, name)) for name in names)
 
 
 def _even(n: int, symmetric: bool) -> int:
@@ -249,7 +250,7 @@ def _place(blocks: dict[tuple[int, int], np.ndarray], xs: Dataset, ys: Dataset) 
         return jax.device_put(blocks[0, 0], may_alias=True)
     if len({block.shape[2:] for block in blocks.values()}) == 1:
         first = blocks[0, 0]
-        out = _empty((len(xs), len(ys)) + first.shape[2:], first.dtype)
+        out = _empty((len(xs), len(ys), *first.shape[2:]), first.dtype)
         for (g, h), block in blocks.items():
             out[np.ix_(xs.groups[g].positions, ys.groups[h].positions)] = block
         return jax.device_put(out, may_alias=True)

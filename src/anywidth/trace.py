@@ -5,9 +5,9 @@ jaxprs are lined up equation by equation. A dimension that differs is a width, f
 that differs is fitted as `c n^p`. If the three do not line up, the structure of the network depends on its
 width, and it has no limit.
 
->>> fit_dim((20160, 40320, 80640))
+>>> fit_dim((5040, 10080, 20160))
 Dim(a=Fraction(1, 1), b=Fraction(0, 1))
->>> fit_number((20160**-0.5, 40320**-0.5, 80640**-0.5))
+>>> fit_number((5040**-0.5, 10080**-0.5, 20160**-0.5))
 (1.0, Fraction(-1, 2))
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 from anywidth import _compat
 from anywidth.errors import NoLimitError, UnsupportedError
 
-WIDTHS = (20160, 40320, 80640)
+WIDTHS = (5040, 10080, 20160)  # highly composite; 20160**2 still is an int32
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def fit_number(values: Sequence[Any]) -> tuple[Any, Fraction]:
         p12 = np.log2(np.where(support, y / x, 1.0))[support]
         p23 = np.log2(np.where(support, z / y, 1.0))[support]
     power = Fraction(float(p23.flat[0])).limit_denominator(12)
-    if not np.allclose(p23, float(power), atol=2e-4) or not np.allclose(p12, float(power), atol=4e-4):
+    if not np.allclose(p23, float(power), atol=2e-3) or not np.allclose(p12, float(power), atol=4e-3):
         raise ValueError(_number_message(values))
     c = [w / float(n) ** float(power) for w, n in zip((x, y, z), WIDTHS, strict=True)]
     exact = np.allclose(c[0], c[2], rtol=3e-7, atol=0)

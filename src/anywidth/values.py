@@ -331,7 +331,7 @@ def trivial_sizes(shape: Sequence[Size]) -> list[list[Size]]:
 
 def to_ket(g: Graph, x: Det) -> Ket:
     """A deterministic array with a width axis as constant kets."""
-    sizes = [[s] for s in x.shape]
+    sizes = trivial_sizes(x.shape)
     val = det_array(x, sizes)
     if sum(is_wide(s) for s in x.shape) > 1:
         raise UnsupportedError("a deterministic array has two width axes (ones((n, n)), say)")

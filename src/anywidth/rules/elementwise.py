@@ -245,8 +245,7 @@ def nonlinear(it: Interpreter, *values: Value, **params: Any) -> Value:
     if name == "clamp":
         low, x, high = values
         return it.pointwise("min", {}, [it.pointwise("max", {}, [x, low]) if not isinstance(x, Det) else x, high])
-    kept = {} if "accuracy" in params else params
-    return it.pointwise(name, kept if name not in ("exp", "erf") else {}, list(values))
+    return it.pointwise(name, params, list(values))
 
 
 def _of_order_one(it: Interpreter, x: Value) -> Value:
