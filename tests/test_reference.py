@@ -15,7 +15,7 @@ NB = {"varw": 1.0, "varu": 2.0, "varb": 0.2, "varv": 1.0}
 UNIT = {"varw": 1.0, "varu": 1.0, "varb": 0.0, "varv": 1.0}  # the bias starts at zero and is trained
 SINGLE = 1e-5
 
-SENTENCES = ("the brown fox jumps over the dog", "the quick brown fox jumps over the lazy dog")
+SENTENCES = ("The brown fox jumps over the dog", "The quick brown fox jumps over the lazy dog")
 
 
 @cache

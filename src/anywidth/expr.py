@@ -502,6 +502,24 @@ _KNOWN: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+def substituted(e: Expr, variables: Any, coefs: Any) -> Expr:
+    """The expression with its arguments and, unless None, its coefficients replaced by expressions."""
+    if e[0] == "v":
+        return variables[e[1]]
+    if e[0] == "c":
+        return e if coefs is None else coefs[e[1]]
+    if e[0] == "n":
+        return e
+    return (e[0], e[1], *(substituted(a, variables, coefs) for a in e[2:]))
+
+
+def variables(e: Expr) -> set[int]:
+    """The arguments that occur."""
+    if e[0] in ("v", "c", "n"):
+        return {e[1]} if e[0] == "v" else set()
+    return set().union(*(variables(a) for a in e[2:]))
+
+
 def bind(head: str, params: tuple[tuple[str, Any], ...], operands: Sequence[Any]) -> Any:
     """Applies a primitive to operands of different shapes and Python numbers, broadcasting them."""
     if head == "relu":

@@ -87,6 +87,8 @@ class Gram:
         if (b, a, eps) in self.memo:
             return self.memo[b, a, eps]
         value = self.compute(a, b, eps)
+        if value is not ZERO and np.ndim(value) != a.rank:
+            value = jnp.reshape(value, (1,) * a.rank)
         if not self.sealed:
             self.memo[key] = value
         return value
@@ -116,9 +118,7 @@ class Gram:
         if isinstance(a, Const) and isinstance(b, Const):
             return a.array * b.array
         for x, y in pair:
-            if not isinstance(x, Pointwise) and _carry(x) is not None and (
-                y.gaussian or isinstance(y, Const) or _carry(y) is not None
-            ):
+            if _carry(x) is not None and (not x.gaussian or y.gaussian or isinstance(y, Const)):
                 from anywidth import loops
 
                 return loops.lookup(self, x, y, eps)

@@ -73,8 +73,7 @@ class Interpreter:
         try:
             out = self.apply(eqn, inputs)
         except SeveralError as e:
-            origin = self.graph.origin.get(e.node) or eqn
-            raise UnsupportedError(f"{e} (primitive '{origin.name}').\n  at {origin.line}") from None
+            raise located(self.graph, e, eqn) from None
         except (AnywidthError, NeedsUnroll) as e:
             if isinstance(e, NeedsUnroll) or "\n  " in str(e):
                 raise
@@ -197,7 +196,7 @@ class Interpreter:
             if isinstance(x, Pointwise):
                 vs = [variable(a) for a in x.args]
                 cs = [coefficient(c) for c in x.coefs]
-                return _substituted(x.expr, vs, cs)
+                return expr.substituted(x.expr, vs, cs)
             if isinstance(x, Contract):
                 return variable(x)
             raise NeedsUnroll("a loop's carry that is not Gaussian goes into a nonlinear function")
@@ -258,6 +257,12 @@ class Interpreter:
         return Ket(self.graph.scale(c, y.node), y.layout, power)
 
 
+def located(graph: Graph, e: SeveralError, eqn: Eqn) -> UnsupportedError:
+    """The error with the user's line that made the function of several Gaussians."""
+    origin = graph.origin.get(e.node) or eqn
+    return UnsupportedError(f"{e} (primitive '{origin.name}').\n  at {origin.line}")
+
+
 def _ranked(c: Any, rank: int) -> Any:
     return c if np.ndim(c) == rank else jnp.reshape(jnp.asarray(c), (1,) * rank)
 
@@ -273,16 +278,6 @@ def _hashable(v: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _substituted(e: Any, vs: Sequence[Any], cs: Sequence[Any]) -> Any:
-    if e[0] == "v":
-        return vs[e[1]]
-    if e[0] == "c":
-        return cs[e[1]]
-    if e[0] == "n":
-        return e
-    return (e[0], e[1], *(_substituted(a, vs, cs) for a in e[2:]))
 
 
 def expr_value(e: Any, coefs: Sequence[Any]) -> Any:

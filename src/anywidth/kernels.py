@@ -27,9 +27,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from anywidth import _compat, rules
-from anywidth.errors import InputError, NoLimitError, UnsupportedError
+from anywidth.errors import InputError, NeedsUnroll, NoLimitError, UnsupportedError
+from anywidth.expect.choose import SeveralError
 from anywidth.inner import ZERO, Gram
-from anywidth.interpret import Interpreter
+from anywidth.interpret import Interpreter, located
 from anywidth.kets import Const, Contract, Graph, Index, Leaf, Node, Product, Rows, Sum, View, ViewMap, is_zero
 from anywidth.network import Network, Normal
 from anywidth.trace import WIDTHS, Program, fit_dim, fit_number, is_wide, trace
@@ -111,7 +112,15 @@ def _checked(x: Any, name: str) -> Any:
 
 
 def pair(net: Network, which: str, x: Any, y: Any) -> Any:
-    """The kernels of one pair: the two interpretations, and the derivative in epsilon."""
+    """The kernels of one pair; loops stay loops where their recursion closes, and are unrolled otherwise."""
+    try:
+        return _pair(net, which, x, y, False)
+    except NeedsUnroll:
+        return _pair(net, which, x, y, True)
+
+
+def _pair(net: Network, which: str, x: Any, y: Any, unrolled: bool) -> Any:
+    """The two interpretations, and the derivative in epsilon."""
     dtype = jnp.result_type(*(a.dtype for a in jax.tree.leaves((x, y)) if jnp.issubdtype(a.dtype, jnp.floating)), jnp.float32)
     if not any(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves((x, y))):
         dtype = jnp.dtype(jnp.result_type(float))
@@ -121,14 +130,17 @@ def pair(net: Network, which: str, x: Any, y: Any) -> Any:
     outputs, tree = [], None
     for copy, example in ((1, x), (2, y)):
         program, tree = read_program(net, parameters, example, dtype)
-        outputs.append(run(Interpreter(graph, gram, copy), program, parameters, example))
+        outputs.append(run(Interpreter(graph, gram, copy, unrolled=unrolled), program, parameters, example))
     learn = which != "nngp"
     sides = [[check_output(v, program, learn) for v in vs] for vs in outputs]
 
     def at(epsilon: Any) -> list[Any]:
         # the memo of epsilon-free products is shared; what depends on epsilon is computed anew
-        crossed = Gram(graph, epsilon, memo=gram.memo, solved=gram.solved) if epsilon is not None else gram
-        return [kernel_of(crossed, a, b, epsilon is not None, dtype) for a, b in zip(*sides, strict=True)]
+        crossed = Gram(graph, epsilon, memo=dict(gram.memo), solved={k: dict(v) for k, v in gram.solved.items()})
+        try:
+            return [kernel_of(crossed, a, b, epsilon is not None, dtype) for a, b in zip(*sides, strict=True)]
+        except SeveralError as e:
+            raise located(graph, e, program.eqns[-1]) from None
 
     if which == "nngp":
         return jax.tree.unflatten(tree, at(None))

@@ -1,65 +1,462 @@
-"""Loops and branches."""
+"""Loops and branches.
+
+The body of a scan is interpreted once, at a running step t, with its carry as an opaque ket: inside a `lax.scan` of
+our own that steps the carry's own inner products and yields every deterministic number the body comes to. The nodes
+of the body, given a time axis, then define the loop for everything outside (`loops.py`). A body whose next carry
+needs more than inner products of the last one is unrolled.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from anywidth.errors import NeedsUnroll, UnsupportedError
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
+from anywidth.inner import ZERO, Gram
 from anywidth.interpret import Interpreter, register
+from anywidth.kets import Const, Contract, Dyn, Graph, Index, Leaf, Node, Pointwise, Product, Rows, Sum, View, ViewMap, is_zero
+from anywidth.loops import Ask, Frame, Loop, sealed
 from anywidth.rules import linear
 from anywidth.rules.elementwise import select
-from anywidth.values import Cat, Det, Value
+from anywidth.trace import is_wide
+from anywidth.values import ZERO_POWER, Ax, Cat, Det, Ket, Mat, Value, layout_of, standard, trivial_sizes
 
 
 @register("scan")
 def scan(it: Interpreter, *inputs: Value, jaxpr: Any, length: int, num_carry: int, num_consts: int, reverse: bool, **params: Any) -> list[Value]:
     consts, carry, xs = inputs[:num_consts], inputs[num_consts : num_consts + num_carry], inputs[num_consts + num_carry :]
-    return unrolled(it, jaxpr, list(consts), list(carry), list(xs), length, reverse)
+    return looped(it, jaxpr, list(consts), list(carry), list(xs), length, reverse)
+
+
+def looped(it: Interpreter, body: Any, consts: list[Value], carry: list[Value], xs: list[Value], length: int, reverse: bool) -> list[Value]:
+    eqn = it.eqn
+    used = dict(it.used)
+    if length > 1 and not it.unrolled:
+        try:
+            return Body(it, body, consts, carry, xs, length, reverse).run()
+        except NeedsUnroll:
+            it.eqn = eqn
+            it.used = used
+    if length > 1000:
+        raise UnsupportedError(f"a loop of {length} steps has to be unrolled: its carry enters more than products with parameters")
+    return unrolled(it, body, consts, carry, xs, length, reverse)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a carry is: a deterministic array, or kets of a power of n, all Gaussian or not."""
+
+    power: Any
+    ket: bool
+    gaussian: bool = True
+    zero: bool = False
+    row: Rows | None = None
+
+
+@dataclass(eq=False)
+class Body:
+    it: Interpreter
+    program: Any
+    consts: list[Value]
+    carry: list[Value]
+    xs: list[Value]
+    length: int
+    reverse: bool
+    loop: Loop = field(init=False)
+
+    @property
+    def graph(self) -> Graph:
+        return self.it.graph
+
+    def run(self) -> list[Value]:
+        from anywidth.rules import pieces
+
+        self.xs = [pieces.as_one(self.it, x) if isinstance(x, Cat) and x.axis == 0 else x for x in self.xs]
+        if any(isinstance(x, Cat) for x in (*self.carry, *self.xs)):
+            raise NeedsUnroll("a concatenation goes through the loop")
+        if any(isinstance(x, Mat) for x in self.carry):
+            raise NeedsUnroll("a parameter is carried")
+        if self.reverse:
+            self.xs = [linear.rev(self.it, x, dimensions=(0,)) for x in self.xs]
+        self.carry = [linear.to_ket(self.graph, x) if isinstance(x, Det) and any(map(is_wide, x.shape)) else x for x in self.carry]
+        kinds = [self._first_kind(x) for x in self.carry]
+        for _ in range(8):
+            found = self.plan(kinds)
+            if found is None:
+                return self.finish(kinds)
+            kinds = found
+        raise NeedsUnroll("the kinds of the carries do not settle")
+
+    def _first_kind(self, x: Value) -> Kind:
+        if isinstance(x, Det):
+            return Kind(x.power, False, zero=x.zero)
+        assert isinstance(x, Ket)
+        return Kind(x.power, True, x.node.gaussian or is_zero(x.node), is_zero(x.node))
+
+    # --- one step ---
+
+    def start(self, kinds: Sequence[Kind]) -> None:
+        """The loop with its carries at time zero; the shapes are those of the code."""
+        self.loop = Loop(self.length, self._fresh())
+        leaves = frozenset().union(*(_leaves(v) for v in (*self.consts, *self.carry, *self.xs)))
+        for i, (x, kind) in enumerate(zip(self.carry, kinds, strict=True)):
+            if not kind.ket:
+                self.loop.inits.append(None)  # type: ignore[arg-type]
+                self.loop.carries.append(None)  # type: ignore[arg-type]
+                continue
+            sizes = trivial_sizes(x.shape)
+            node = standard(self.graph, x, sizes).node
+            shape = tuple(s for axis in sizes for s in axis if isinstance(s, int))
+            self.loop.inits.append(node)
+            self.loop.carries.append(self.graph.carry(self.loop, i, (self.length, *shape), leaves, kind.gaussian, kind.row))
+
+    def _fresh(self) -> frozenset[Leaf]:
+        """Parameters that come in only as the slices of this loop: every step has entries of its own."""
+        own: set[Leaf] = set()
+        for x in self.xs:
+            indices = x.indices if isinstance(x, Mat) else x.node.indices if isinstance(x, Ket) and isinstance(x.node, Product) and isinstance(x.node.operand, Const) else ()
+            if any(isinstance(a, np.ndarray) and len(np.unique(a)) == self.length for _, a in indices):
+                own |= _leaves(x)
+        counted = [leaf for x in self.xs for leaf in _leaves(x)]
+        others = frozenset().union(*(_leaves(v) for v in (*self.consts, *self.carry)))
+        return frozenset(leaf for leaf in own if counted.count(leaf) == 1 and leaf not in others)
+
+    def interpret(self, k: Any, dets: Sequence[Any], xs: Sequence[Any], kinds: Sequence[Kind], state: dict[Hashable, Any]) -> Any:
+        g, it = self.graph, self.it
+        dyn = Dyn(k)
+        frame = Frame(self.loop, self.loop, k, self.length, dyn, dyn, False, state, first=True)
+        child = Gram(g, it.gram.epsilon, it.gram, (*it.gram.frames, frame))
+        dets, xs = iter(dets), iter(xs)
+        carry: list[Value] = []
+        for i, (x, kind) in enumerate(zip(self.carry, kinds, strict=True)):
+            if not kind.ket:
+                carry.append(Det(next(dets), kind.power, x.shape, zero=kind.zero))
+                continue
+            node = self.loop.carries[i]
+            rank = node.rank - 1
+            view = g.view(node, ViewMap(rank, (dyn, *range(rank))))
+            carry.append(Ket(view, layout_of(trivial_sizes(x.shape)), kind.power))
+        here = [self._slice(x, dyn, xs) for x in self.xs]
+        outer_gram, outer_eqn = it.gram, it.eqn
+        it.gram = child
+        g.local += 1
+        try:
+            outputs = it.run(self.program, [*self.consts, *carry, *here])
+            nodes = [self._standard(v) for v in outputs]
+        finally:
+            g.local -= 1
+            it.gram, it.eqn = outer_gram, outer_eqn
+        return frame, child, nodes
+
+    def _slice(self, x: Value, dyn: Dyn, xs: Any) -> Value:
+        if isinstance(x, Det):
+            return replace(x, val=next(xs), shape=x.shape[1:])
+        atoms = x.layout[0]
+        if len(atoms) != 1 or not isinstance(atoms[0], Ax):
+            raise NeedsUnroll("the loop runs over merged axes")
+        axis = atoms[0].axis
+        entries: list[Any] = [i if i < axis else i - 1 for i in range(x.rank)]
+        entries[axis] = dyn
+        layout = tuple(tuple(Ax(a.axis - (a.axis > axis), a.size) if isinstance(a, Ax) else a for a in at) for at in x.layout[1:])
+        return x.with_view(self.graph, ViewMap(x.rank - 1, tuple(entries)), layout)
+
+    def _standard(self, v: Value) -> Value:
+        if isinstance(v, Mat | Cat):
+            raise NeedsUnroll("a parameter or a concatenation leaves the loop's body")
+        if isinstance(v, Det) and any(map(is_wide, v.shape)):
+            v = linear.to_ket(self.graph, v)
+        return v if isinstance(v, Det) else standard(self.graph, v, trivial_sizes(v.shape))
+
+    # --- what the loop carries ---
+
+    def plan(self, kinds: list[Kind]) -> list[Kind] | None:
+        """None once the kinds hold from one step to the next; then the state of the solve is known too."""
+        gram = self.it.gram
+        self.start(kinds)
+        first_dets = [x.val for x, kind in zip(self.carry, kinds, strict=True) if not kind.ket and isinstance(x, Det)]
+        first_xs = [x.val[0] for x in self.xs if isinstance(x, Det)]
+        asked: dict[Hashable, Any] = {}
+        inits: dict[Hashable, Any] = {}
+        state: dict[Hashable, Any] = {}
+        for _ in range(64):
+            frame, child, outs = self.interpret(0, first_dets, first_xs, kinds, state)
+            new = [_merged(kind, v) for kind, v in zip(kinds, outs, strict=False)]
+            if new != kinds:
+                return new
+            nexts = outs[: len(kinds)]
+            asked |= frame.asked
+            changed = False
+            for key, (a, b, e) in list(asked.items()):
+                if key not in inits:
+                    inits[key] = gram(self._view(self.loop.inits, a), self._view(self.loop.inits, b) if isinstance(b, Ask) else b, e)
+                    changed = True
+                    if inits[key] is not ZERO:
+                        state[key] = jnp.asarray(inits[key])
+                value = self.advance(child, nexts, (a, b, e))
+                if value is ZERO:
+                    continue
+                old = state.get(key)
+                shape = np.shape(value) if old is None else np.broadcast_shapes(old.shape, np.shape(value))
+                if old is None or old.shape != shape:
+                    state[key], changed = jnp.ones(shape, jnp.asarray(value).dtype), True
+            if frame.asked.keys() - asked.keys():
+                asked |= frame.asked
+                changed = True
+            if not changed and all(k in inits for k in asked):
+                break
+        else:
+            raise NeedsUnroll("the inner products of this loop do not close")
+        self.keys = list(state)
+        self.asked = asked
+        self.inits = [
+            jnp.zeros(v.shape, v.dtype) if inits[k] is ZERO else jnp.broadcast_to(jnp.asarray(inits[k], v.dtype), v.shape)
+            for k, v in state.items()
+        ]
+        return None
+
+    def _view(self, nodes: Sequence[Node], a: Ask) -> Node:
+        return self.graph.view(nodes[a.number], a.view)
+
+    def advance(self, child: Gram, nexts: Sequence[Any], request: tuple[Ask, Any, bool]) -> Any:
+        a, b, e = request
+        g = self.graph
+        g.local += 1
+        try:
+            x = g.view(nexts[a.number].node, a.view)
+            y = g.view(nexts[b.number].node, b.view) if isinstance(b, Ask) else b
+            return child(x, y, e)
+        finally:
+            g.local -= 1
+
+    def finish(self, kinds: list[Kind]) -> list[Value]:
+        it, g, gram = self.it, self.graph, self.it.gram
+        numeric = {i: linear.numeric(x.shape) for i, x in enumerate(self.carry)}
+        det_at = [i for i, kind in enumerate(kinds) if not kind.ket]
+        first_dets = [jnp.broadcast_to(jnp.asarray(self.carry[i].val), numeric[i]) for i in det_at]  # type: ignore[union-attr]
+        found: dict[str, Any] = {}
+
+        def step(carried: Any, at: Any) -> Any:
+            dets, states = carried
+            k, xs = at
+            with sealed(gram):
+                _, child, outs = self.interpret(k, dets, xs, kinds, dict(zip(self.keys, states, strict=True)))
+                new = []
+                for key, old in zip(self.keys, states, strict=True):
+                    value = self.advance(child, outs, self.asked[key])
+                    new.append(jnp.zeros_like(old) if value is ZERO else jnp.broadcast_to(value, old.shape).astype(old.dtype))
+            arrays: dict[int, Any] = {}
+            for v in outs:
+                if isinstance(v, Ket):
+                    _collect(v.node, arrays)
+            found.update(outs=outs, arrays=list(arrays.values()))
+            next_dets = [jnp.broadcast_to(jnp.asarray(outs[i].val, d.dtype), d.shape) for i, d in zip(det_at, dets, strict=True)]
+            ys = [outs[i].val for i in range(len(kinds), len(outs)) if isinstance(outs[i], Det)]
+            return (next_dets, new), (states, [jnp.asarray(a) for a in found["arrays"]], [jnp.asarray(y) for y in ys])
+
+        xs = [jnp.asarray(x.val) for x in self.xs if isinstance(x, Det)]
+        (last_dets, _), (states, arrays, ys) = lax.scan(step, (first_dets, self.inits), (jnp.arange(self.length), xs))
+        lift = Lift(g, self.length, {id(a): s for a, s in zip(found["arrays"], arrays, strict=True)})
+        outs = found["outs"]
+        self.loop.nexts = [lift(v.node) if isinstance(v, Ket) else None for v in outs[: len(kinds)]]  # type: ignore[misc]
+        if not gram.sealed:
+            known = gram.solved.setdefault((id(self.loop), id(self.loop), (0, 0)), {})
+            known.update({k: s for k, s in zip(self.keys, states, strict=True) if isinstance(self.asked[k][1], Ask)})
+        results: list[Value] = []
+        dets = iter(last_dets)
+        for i, kind in enumerate(kinds):
+            if not kind.ket:
+                results.append(Det(next(dets), kind.power, self.carry[i].shape, zero=kind.zero))
+                continue
+            node = self.loop.nexts[i]
+            last = g.index(np.full((1,) * (node.rank - 1), self.length - 1))
+            view = ViewMap(node.rank - 1, (last, *range(node.rank - 1)))
+            results.append(Ket(g.view(node, view), outs[i].layout, kind.power))
+        det_ys = iter(ys)
+        for v in outs[len(kinds) :]:
+            if isinstance(v, Det):
+                stacked: Value = replace(v, val=next(det_ys), shape=(self.length, *v.shape))
+            else:
+                layout = tuple(tuple(Ax(a.axis + 1, a.size) if isinstance(a, Ax) else a for a in at) for at in v.layout)
+                stacked = Ket(lift(v.node), ((Ax(0, self.length),), *layout), v.power)
+            results.append(linear.rev(it, stacked, dimensions=(0,)) if self.reverse else stacked)
+        return results
+
+
+def _leaves(v: Value) -> frozenset[Leaf]:
+    if isinstance(v, Mat):
+        return frozenset({v.leaf})
+    if isinstance(v, Cat):
+        return frozenset().union(*(_leaves(p) for p in v.parts))
+    return v.node.leaves if isinstance(v, Ket) else frozenset()
+
+
+def _merged(kind: Kind, v: Value) -> Kind:
+    """The kind of a carry that starts as `kind` and is `v` after a step."""
+    if isinstance(v, Det):
+        if kind.ket:
+            v = Ket(None, (), v.power) if False else v  # type: ignore[arg-type]
+            raise NeedsUnroll("a carry starts random and becomes deterministic")
+        if not kind.zero and not v.zero and v.power != kind.power:
+            raise NoLimitError(f"a loop multiplies what it carries by n^{v.power - kind.power} at every step")
+        return Kind(v.power if kind.zero else kind.power, False, zero=kind.zero and v.zero)
+    assert isinstance(v, Ket)
+    if not kind.ket:
+        raise NeedsUnroll("a carry starts deterministic and becomes random")
+    if is_zero(v.node):
+        return kind
+    if kind.zero:
+        return Kind(v.power, True, v.node.gaussian and kind.gaussian, False, None) if v.node is not None else kind
+    if v.power != kind.power:
+        raise NoLimitError(f"a loop multiplies what it carries by n^{v.power - kind.power} at every step")
+    return replace(kind, gaussian=kind.gaussian and v.node.gaussian)
+
+
+def _arrays(node: Node) -> list[Any]:
+    if isinstance(node, Product):
+        return [a for _, a in node.indices]
+    if isinstance(node, Const):
+        return [node.array]
+    if isinstance(node, Sum):
+        return [c for c, _ in node.terms]
+    if isinstance(node, Contract):
+        return [node.coef]
+    if isinstance(node, Pointwise):
+        return list(node.coefs)
+    if isinstance(node, View):
+        return [e.array for e in node.view.entries if isinstance(e, Index)]
+    return []
+
+
+def _children(node: Node) -> Sequence[Node]:
+    if isinstance(node, Sum):
+        return [t for _, t in node.terms]
+    if isinstance(node, Pointwise):
+        return node.args
+    return [node.operand] if isinstance(node, Product | Contract | View) else []
+
+
+def _static(a: Any) -> bool:
+    return a is None or isinstance(a, np.ndarray | np.generic | float | int)
+
+
+def _collect(node: Node, arrays: dict[int, Any], seen: set[Node] | None = None) -> None:
+    """The arrays that local nodes hold: they differ from step to step."""
+    seen = set() if seen is None else seen
+    if node in seen or not node.local:
+        return
+    seen.add(node)
+    arrays.update({id(a): a for a in _arrays(node) if not _static(a)})
+    for child in _children(node):
+        _collect(child, arrays, seen)
+
+
+@dataclass(eq=False)
+class Lift:
+    """Gives the nodes of a step a first axis, the time."""
+
+    graph: Graph
+    length: int
+    stacked: dict[int, Any]
+    done: dict[Node, Node] = field(default_factory=dict)
+
+    def __call__(self, node: Node) -> Node:
+        if node not in self.done:
+            self.done[node] = self.lifted(node)
+        return self.done[node]
+
+    def shift(self, rank: int) -> ViewMap:
+        return ViewMap(rank + 1, tuple(range(1, rank + 1)))
+
+    def array(self, a: Any, rank: int) -> Any:
+        if a is None or np.ndim(a) == 0 and _static(a):
+            return a
+        if _static(a):
+            return self.graph.viewed(a, self.shift(np.ndim(a)))
+        s = self.stacked[id(a)]
+        return s if s.ndim == rank + 1 else s.reshape((self.length,) + (1,) * rank)
+
+    def lifted(self, node: Node) -> Node:
+        g, rank = self.graph, node.rank
+        if not node.local:
+            return g.view(node, self.shift(rank))
+        if isinstance(node, View):
+            x = node.operand
+            if x.local:
+                return self(g.push(node)) if g.push(node) is not node else node
+            entries: list[Any] = []
+            for e in node.view.entries:
+                if isinstance(e, Dyn):
+                    entries.append(0)
+                elif isinstance(e, Index):
+                    entries.append(g.index(self.array(e.array, rank)))
+                else:
+                    entries.append(e + 1)
+            return g.view(x, ViewMap(rank + 1, tuple(entries)))
+        if isinstance(node, Product):
+            inner = rank + node.contracted
+            indices = tuple((k, self.array(a, inner)) for k, a in node.indices)
+            return g.product(node.leaf, node.copy, self(node.operand), node.contracted, node.row, node.col, indices, node.line)
+        if isinstance(node, Const):
+            return g.const(self.array(node.array, rank))
+        if isinstance(node, Sum):
+            return g.sum([(self.array(c, rank), self(t)) for c, t in node.terms])
+        if isinstance(node, Contract):
+            return g.contract(self.array(node.coef, rank + node.contracted), self(node.operand), node.contracted)
+        assert isinstance(node, Pointwise)
+        g.current = g.origin.get(node)
+        return g.pointwise(node.expr, [self(a) for a in node.args], [self.array(c, rank) for c in node.coefs])
+
+
+# --- unrolled ---------------------------------------------------------------------------------------------
 
 
 def unrolled(it: Interpreter, body: Any, consts: list[Value], carry: list[Value], xs: list[Value], length: int, reverse: bool) -> list[Value]:
     eqn = it.eqn
+    assert eqn is not None
     collected: list[list[Value]] = []
     for t in reversed(range(length)) if reverse else range(length):
-        at = [_at(it, x, t) for x in xs]
-        out = it.run(body, [*consts, *carry, *at])
+        out = it.run(body, [*consts, *carry, *(_at(it, x, t) for x in xs)])
         it.eqn = eqn
         carry = out[: len(carry)]
         collected.append(out[len(carry) :])
     if reverse:
         collected.reverse()
-    stacked = [_stacked(it, list(column), out) for column, out in zip(zip(*collected, strict=True), eqn.outputs[len(carry) :], strict=True)] if collected else []  # type: ignore[union-attr]
-    return [*carry, *stacked]
+    outs = eqn.outputs[len(carry) :]
+    columns = list(zip(*collected, strict=True)) if collected else [() for _ in outs]
+    return [*carry, *(None if v is None else stacked(it, list(c)) for c, v in zip(columns, outs, strict=True))]  # type: ignore[list-item]
 
 
 def _at(it: Interpreter, x: Value, t: int) -> Value:
-    if isinstance(x, Cat):
-        from anywidth.rules import pieces
+    from anywidth.rules import pieces
 
-        if x.axis == 0:
-            at = 0
-            for p, s in zip(x.parts, x.sizes, strict=True):
-                if t < at + s:  # type: ignore[operator]
-                    return _at(it, p, t - at)
-                at += s  # type: ignore[operator]
-        return Cat(tuple(_at(it, p, t) for p in x.parts), x.axis - 1)
-    starts, stops = [0] * len(x.shape), list(x.shape)
-    starts[0], stops[0] = t, t + 1
-    return linear.squeeze(it, linear.slice_(it, x, tuple(starts), tuple(stops), None), dimensions=(0,))
+    one = pieces.section(it, x, 0, t, t + 1)
+    if isinstance(one, Cat):
+        return Cat(tuple(linear.squeeze(it, p, dimensions=(0,)) for p in one.parts), one.axis - 1)
+    return linear.squeeze(it, one, dimensions=(0,))
 
 
-def _stacked(it: Interpreter, column: list[Value], out: Any) -> Value | None:
-    if out is None:
-        return None
-    rows = []
-    for v in column:
-        shape = (1, *v.shape)
-        dims = tuple(range(1, len(shape)))
+def stacked(it: Interpreter, column: list[Value], axis: int = 0) -> Value:
+    """The values as the entries of a new axis."""
+
+    def row(v: Value) -> Value:
         if isinstance(v, Cat):
-            rows.append(Cat(tuple(linear.broadcast_in_dim(it, p, shape=(1, *p.shape), broadcast_dimensions=dims) for p in v.parts), v.axis + 1))
-        else:
-            rows.append(linear.broadcast_in_dim(it, v, shape=shape, broadcast_dimensions=dims))
-    return linear.concatenate(it, *rows, dimension=0)
+            return Cat(tuple(row(p) for p in v.parts), v.axis + (v.axis >= axis))
+        dims = tuple(i + (i >= axis) for i in range(len(v.shape)))
+        shape = list(v.shape)
+        shape.insert(axis, 1)
+        return linear.broadcast_in_dim(it, v, shape=tuple(shape), broadcast_dimensions=dims)
+
+    return linear.concatenate(it, *(row(v) for v in column), dimension=axis)
+
+
+@register("stack")
+def stack(it: Interpreter, *parts: Value, axis: int = 0, dimension: int | None = None, **params: Any) -> Value:
+    return stacked(it, list(parts), axis if dimension is None else dimension)
 
 
 @register("cond")
@@ -70,8 +467,7 @@ def cond(it: Interpreter, which: Value, *operands: Value, branches: Any, **param
     eqn = it.eqn
     results = [it.run(b, list(operands)) for b in branches]
     it.eqn = eqn
-    index = which.val.astype("int32")
-    return [select(it, Det(index, which.power, ()), *cases) for cases in zip(*results, strict=True)]
+    return [select(it, replace(which, val=which.val.astype("int32")), *cases) for cases in zip(*results, strict=True)]
 
 
 @register("while")
@@ -81,4 +477,4 @@ def while_(it: Interpreter, *inputs: Value, **params: Any) -> list[Value]:
     )
 
 
-__all__ = ["NeedsUnroll"]
+__all__ = ["ZERO_POWER", "Body", "looped"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NoLimitError, UnsupportedError
+from anywidth.expr import substituted, variables
 from anywidth.inner import ZERO, weighted_sum
 from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.kets import Const, Node, Pointwise, Product, View, ViewMap, expand, is_zero
@@ -336,7 +337,6 @@ def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
 def readout_of_product(it: Interpreter, x: Ket, outer: int) -> Ket | None:
     """sum(v * h) written as a coordinatewise product and a sum: the same readout."""
     node = x.node
-    scale = None
     if not isinstance(node, Pointwise) or node.expr[0] != "mul":
         return None
     for i, j in ((2, 3), (3, 2)):
@@ -355,7 +355,6 @@ def readout_of_product(it: Interpreter, x: Ket, outer: int) -> Ket | None:
             continue
         v_ket = Ket(_full_rank(it, node.args[v[1]], node.rank), x.layout, x.power)
         return readout(it, v_ket, Ket(_full_rank(it, h, node.rank), x.layout), outer)
-    del scale
     return None
 
 
@@ -368,4 +367,6 @@ def _as_node(it: Interpreter, e: Any, node: Pointwise) -> Node:
         return node.args[e[1]]
     if e[0] == "mul" and e[2][0] in ("n", "c") and e[3][0] == "v":
         return it.graph.scale(e[2][1] if e[2][0] == "n" else node.coefs[e[2][1]], node.args[e[3][1]])
-    return it.graph.pointwise(e, node.args, node.coefs)
+    used = sorted(variables(e))
+    renamed = substituted(e, {i: ("v", k) for k, i in enumerate(used)}, None)
+    return it.graph.pointwise(renamed, [node.args[i] for i in used], node.coefs)
