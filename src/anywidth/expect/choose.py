@@ -328,7 +328,7 @@ class _Batch:
         if same:
             lead = _axes(f, g)
             value = normalised.normalised_self(
-                *lead, s, t, self.covariance(other, False), _scalar(self.a), _scalar(self.norm.eps), centred=self.size > 1
+                *lead, s, t, self.covariance(other, False), _scalar(self.a), _scalar(self.norm.eps), centred=_centred(self)
             )
         else:
             frozen = jumps(f) or jumps(g)
@@ -357,7 +357,30 @@ def _axes(f: Any, g: Any) -> tuple[Any, Any]:
 
 
 def _centred(batch: _Batch) -> bool:
-    return False
+    """Whether the kets of the batch sum to zero: a Sum of kets and minus their mean over the batch axis."""
+    return _sums_to_zero(batch.gram.graph, batch.base, batch.size)
+
+
+def _sums_to_zero(graph: Any, node: Node, size: int) -> bool:
+    while isinstance(node, View):
+        node = graph.push(node)
+    if not hasattr(node, "terms") or len(node.terms) != 2:
+        return False
+    (c, x), (d, mean) = node.terms
+    factor = 1.0
+    while not isinstance(mean, Contract):
+        if isinstance(mean, View):
+            mean = graph.push(mean)
+        elif hasattr(mean, "terms") and len(mean.terms) == 1 and known(mean.terms[0][0]):
+            factor, mean = factor * float(mean.terms[0][0]), mean.terms[0][1]
+        else:
+            return False
+    if c is not None or not known(d) or mean.coef is not None or mean.contracted != 1:
+        return False
+    inner = mean.operand
+    rank = node.rank
+    moved = graph.view(x, ViewMap(rank + 1, (*range(rank - 1), rank)))
+    return abs(factor * float(d) * size + 1.0) < 1e-12 * size and _same(graph, moved, inner)
 
 
 def _read_one(value: Any, axis: int) -> Any:

@@ -128,26 +128,23 @@ def _double(f, f_coefs, g, g_coefs, q1, q2, c, f_breaks, g_breaks, panels, n):
     return lax.fori_loop(0, count, outer, zero)
 
 
-def _refine(estimate, start, rule, scale, tol, trust):
-    """Doubles the points of a rule until two estimates agree; does nothing if ``start`` is good, or no trust.
+def _refine(estimate, state, rule, scale, tol, trust):
+    """Doubles the points of a rule until two estimates agree; ``state`` is (value, whether it is good).
 
-    Both rules square their error when the points are doubled, so the last estimate is good to ``tol`` when
-    it moved by less than tol^(2/3).
+    Does nothing if the state is good already, or if the rule is not to be trusted. Both rules about square
+    their error when the points are doubled, so the last estimate is good to ``tol`` when it moved by less
+    than the square root of that (a third of it, for safety). One loop, in which n changes: XLA would hoist
+    an estimate at a fixed n out of a loop that never runs.
     """
     first, last = rule
-    value, good = start
 
     def step(state):
         n, old, _ = state
-        new = estimate(2 * n)
-        return 2 * n, new, jnp.all(jnp.abs(new - old) <= tol ** (2 / 3) * scale)
+        new = estimate(n)
+        return 2 * n, new, (n > first) & jnp.all(jnp.abs(new - old) <= math.sqrt(tol) / 3 * scale)
 
-    def begin(state):
-        n = jnp.asarray(first, value.dtype)
-        return lax.while_loop(lambda s: ~s[2] & (s[0] < last), step, (n, estimate(n), jnp.asarray(False)))[1:]
-
-    return lax.while_loop(lambda s: ~s[2] & s[3], lambda s: (s[0], *begin(s), jnp.asarray(False)),
-                          (0, value, good, trust))[1:3]
+    start = jnp.where(trust, jnp.asarray(first, scale.dtype), 2 * last)
+    return lax.while_loop(lambda s: ~s[2] & (s[0] <= last), step, (start, *state))[1:]
 
 
 def _adapt(estimate, scale, trust, tol):

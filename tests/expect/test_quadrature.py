@@ -1,0 +1,115 @@
+"""Quadrature against closed forms, and against a brute-force product rule that shares no code with it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anywidth.expect import closed, quadrature
+from anywidth.expect.closed import ErfPower, GaussPower, Power
+
+RHOS = np.array([-1.0, -1 + 1e-9, -0.9, 0.0, 0.5, 0.999, 1 - 1e-10, 1.0])
+STDS = [(1e-4, 1e-4), (0.3, 1.1), (1.0, 1.0), (3.0, 3.0), (1e2, 1e2), (1e4, 1e4), (1e-4, 1e2), (1e2, 1e-4)]
+clip = lambda u: jnp.clip(u, -1, 1)
+shifted = lambda u: jnp.maximum(u + 0.7, 0)
+SMOOTH = {"tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "silu": jax.nn.silu, "softplus": jax.nn.softplus, "mish": jax.nn.mish}
+KINKED = {"elu": (jax.nn.elu, (0.0,)), "clip": (clip, (-1.0, 1.0)), "shifted": (shifted, (-0.7,))}
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def legendre(edges):
+    """A 20-point Gauss-Legendre rule on every interval between the edges."""
+    x, w = np.polynomial.legendre.leggauss(20)
+    edges = np.unique(edges)
+    low, high = edges[:-1, None], edges[1:, None]
+    return ((low + high) / 2 + (high - low) / 2 * x).ravel(), ((high - low) / 2 * w).ravel()
+
+
+def rule(centre, s, marks):
+    """Nodes and weights for N(centre, s^2), refined geometrically at the marks."""
+    if s == 0:
+        return np.array([centre]), np.ones(1)
+    near = 10.0 ** np.arange(-9, 6, 0.5)
+    edges = [centre + s * np.arange(-9, 9.5)] + [m + sign * near for m in (0.0, *marks) for sign in (1, -1)] + [np.array([0.0, *marks])]
+    u, w = legendre(np.clip(np.concatenate(edges), centre - 9 * s, centre + 9 * s))
+    return u, w * np.exp(-((u - centre) ** 2) / (2 * s * s)) / (s * np.sqrt(2 * np.pi))
+
+
+def brute(f, g, f_marks, g_marks, s1, s2, rho):
+    u, w = rule(0.0, s1, [*f_marks, *(b * s1 / (rho * s2) for b in g_marks if rho)])
+    rest = s2 * np.sqrt(max((1 - rho) * (1 + rho), 0.0))
+    rules = [rule(rho * s2 / s1 * x, rest, g_marks) for x in u]
+    v, wv = np.concatenate([r[0] for r in rules]), np.concatenate([r[1] for r in rules])
+    inner = np.add.reduceat(wv * np.asarray(g(jnp.asarray(v))), np.cumsum([0] + [len(r[0]) for r in rules[:-1]]))
+    return float(w @ (np.asarray(f(jnp.asarray(u))) * inner))
+
+
+@pytest.mark.parametrize("s1, s2", STDS)
+@pytest.mark.parametrize("f, breaks, atom", [(jax.lax.erf, (), ErfPower(0, 1.0)), (lambda u: jnp.exp(-u * u), (), GaussPower(0, 1.0)),
+                                             (jax.nn.relu, (0.0,), Power(1, 1.0, 0.0))], ids=["erf", "bell", "relu"])
+def test_against_closed_forms(f, breaks, atom, s1, s2):
+    q1, q2, c = np.full(8, s1 * s1), np.full(8, s2 * s2), RHOS * (s1 * s2)
+    got = quadrature.pair(f, (), f, (), q1, q2, c, breaks, breaks)
+    scale = np.sqrt(closed.pair(atom, atom, q1, q1, q1) * closed.pair(atom, atom, q2, q2, q2))
+    assert np.max(np.abs(got - closed.pair(atom, atom, q1, q2, c)) / scale) < 1e-9
+    assert np.allclose(quadrature.mean(f, (), q1, breaks), closed.mean(atom, q1), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("s1, s2", [(1e-4, 1e-4), (0.3, 1.1), (3.0, 3.0), (1e2, 1e2)])
+@pytest.mark.parametrize("names", [("tanh", "tanh"), ("sigmoid", "silu"), ("softplus", "mish"), ("elu", "elu"), ("clip", "clip"),
+                                   ("shifted", "tanh")], ids=",".join)
+def test_against_brute_force(names, s1, s2):
+    (f, fb), (g, gb) = (KINKED[n] if n in KINKED else (SMOOTH[n], ()) for n in names)
+    rhos = np.array([-1.0, -0.9, 0.5, 0.999, 1.0])
+    got = quadrature.pair(f, (), g, (), s1 * s1, s2 * s2, rhos * (s1 * s2), fb, gb)
+    scale = np.sqrt(brute(f, f, fb, fb, s1, s1, 1.0) * brute(g, g, gb, gb, s2, s2, 1.0))
+    for rho, value in zip(rhos, got):
+        assert abs(value - brute(f, g, fb, gb, s1, s2, rho)) < 1e-8 * scale, rho
+
+
+def test_zero_variance():
+    q = jnp.array([0.0, 0.0, 1.3])
+    got = quadrature.pair(jax.nn.sigmoid, (), jax.nn.softplus, (), q, q[::-1], 0.0)
+    expected = [0.5 * quadrature.mean(jax.nn.softplus, (), 1.3), 0.5 * np.log(2), np.log(2) * quadrature.mean(jax.nn.sigmoid, (), 1.3)]
+    assert np.allclose(got, [expected[0], 0.5 * quadrature.mean(jax.nn.softplus, (), 0.0), expected[2]], rtol=1e-9)
+
+
+@pytest.mark.parametrize("f, breaks, atom", [(jax.lax.erf, (), ErfPower(0, 1.0)), (jax.nn.relu, (0.0,), Power(1, 1.0, 0.0))], ids=["erf", "relu"])
+def test_derivatives(f, breaks, atom):
+    """Price's rule against the closed forms' own derivatives, where they are singular too; forward and reverse."""
+    points = jnp.array([[1.3, 0.7, 0.4], [1.0, 1.0, 1.0], [1.0, 1.0, -1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    ours = lambda x: quadrature.pair(f, (), f, (), x[0], x[1], x[2], breaks, breaks)
+    exact = lambda x: closed.pair(atom, atom, x[0], x[1], x[2])
+    got, expected = jax.jit(jax.vmap(jax.grad(ours)))(points), jax.vmap(jax.grad(exact))(points)
+    assert jnp.isfinite(got).all()
+    assert np.allclose(got[:3], expected[:3], rtol=1e-8, atol=1e-8)
+    assert np.allclose(jax.jvp(ours, (points[0],), (points[0],))[1], expected[0] @ points[0], rtol=1e-8)
+
+
+def test_gradient_of_an_ntk_and_of_coefficients():
+    f = lambda u, a: jnp.tanh(a * u)
+    ntk = lambda c, a: jax.jvp(lambda c: quadrature.pair(f, (a,), f, (a,), 1.2, 0.9, c), (c,), (c,))[1]
+    got = jax.grad(ntk, (0, 1))(0.6, 0.8)
+    h = 1e-4
+    assert np.allclose(got, [(ntk(0.6 + h, 0.8) - ntk(0.6 - h, 0.8)) / (2 * h), (ntk(0.6, 0.8 + h) - ntk(0.6, 0.8 - h)) / (2 * h)], rtol=1e-6)
+
+
+def test_coefficients_are_elementwise():
+    f = lambda u, a: jnp.maximum(u + a, 0)
+    a = jnp.array([-0.4, 0.0, 1.1])
+    got = quadrature.pair(f, (a,), f, (a,), 1.2, 0.9, 0.3, (-a,), (-a,))
+    one = [quadrature.pair(f, (x,), f, (x,), 1.2, 0.9, 0.3, (-x,), (-x,)) for x in a]
+    assert np.allclose(got, jnp.stack(one), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_low_precision(dtype):
+    q = jnp.array([0.5, 2.0], dtype)
+    got = quadrature.pair(jnp.tanh, (), jnp.tanh, (), q[:, None], q, jnp.full((2, 2), 0.5, dtype))
+    high = quadrature.pair(jnp.tanh, (), jnp.tanh, (), np.float64(q)[:, None], np.float64(q), 0.5)
+    assert got.dtype == dtype and np.allclose(got.astype(float), high, rtol=2e-6 if dtype == jnp.float32 else 1e-2)
