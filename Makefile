@@ -9,11 +9,12 @@ STAMP := $(VENV)/.anywidth-installed
 WORKERS ?= 2
 SIZE ?=
 
-.PHONY: help test quick figure1 bench lint format clean
+.PHONY: help test quick long figure1 bench lint format clean
 
 help:
 	@echo "make test      run the tests"
 	@echo "make quick     run the tests that are not slow"
+	@echo "make long      run the tests that take minutes"
 	@echo "make figure1   draw Figure 1 of Tensor Programs II (SIZE='--max-width 8192 --seeds 100' for the full one)"
 	@echo "make bench     run the benchmarks"
 	@echo "make lint      check style and types"
@@ -34,7 +35,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 quick: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not long'
+
+long: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long
 
 figure1: $(STAMP)
 	$(BIN)/anywidth figure1 $(SIZE)

@@ -90,14 +90,19 @@ def _is(x: Any, value: float) -> bool:
 
 def monomial(atom: Any) -> bool:
     """u^k, up to a factor."""
-    return isinstance(atom, Power) and known(atom.plus) and known(atom.minus) and (
-        float(atom.minus) == (-1) ** atom.k * float(atom.plus)
+    return (
+        isinstance(atom, Power)
+        and known(atom.plus)
+        and known(atom.minus)
+        and (float(atom.minus) == (-1) ** atom.k * float(atom.plus))
     )
 
 
 def jumps(atom: Any) -> bool:
-    return isinstance(atom, Power) and atom.k == 0 and not (
-        known(atom.plus) and known(atom.minus) and float(atom.plus) == float(atom.minus)
+    return (
+        isinstance(atom, Power)
+        and atom.k == 0
+        and not (known(atom.plus) and known(atom.minus) and float(atom.plus) == float(atom.minus))
     )
 
 
@@ -141,7 +146,9 @@ def _factors_product(f: tuple[Any, ...], g: tuple[Any, ...]) -> tuple[Any, tuple
             coef = times(coef, c)
         else:
             out[i] = atom
-    kept = {i: a for i, a in out.items() if not (isinstance(a, Power) and a.k == 0 and _is(a.plus, 1) and _is(a.minus, 1))}
+    kept = {
+        i: a for i, a in out.items() if not (isinstance(a, Power) and a.k == 0 and _is(a.plus, 1) and _is(a.minus, 1))
+    }
     return coef, tuple(sorted(kept.items(), key=lambda item: item[0]))
 
 
@@ -319,7 +326,9 @@ class Normaliser:
                 value, slope = found
                 out = self.add([], [Mono(c, ((i, atom),) if atom is not None else ()) for c, atom in value])
                 if x1:
-                    out = self.add(out, self.mul([Mono(c, ((i, atom),) if atom is not None else ()) for c, atom in slope], x1))
+                    out = self.add(
+                        out, self.mul([Mono(c, ((i, atom),) if atom is not None else ()) for c, atom in slope], x1)
+                    )
                 return out
         return self.generic(e, args)
 
@@ -409,7 +418,10 @@ def _merged(x: Mono, y: Mono) -> Mono | None:
         return None
     if not x.factors:
         return replace(x, coef=x.coef + y.coef)
-    if all(a is b or (monomial(a) and monomial(b) and a.k == b.k and a.plus == b.plus) for (_, a), (_, b) in zip(x.factors, y.factors, strict=True)):
+    if all(
+        a is b or (monomial(a) and monomial(b) and a.k == b.k and a.plus == b.plus)
+        for (_, a), (_, b) in zip(x.factors, y.factors, strict=True)
+    ):
         return replace(x, coef=x.coef + y.coef)
     if len(x.factors) == 1:
         (i, a), (_, b) = x.factors[0], y.factors[0]
@@ -420,7 +432,14 @@ def _merged(x: Mono, y: Mono) -> Mono | None:
                 atom = IDENTITY if a.k == 1 else Power(a.k, 1.0, (-1.0) ** a.k)
                 return Mono(plus, ((i, atom),) if a.k else (), x.norm)
             return Mono(1.0, ((i, Power(a.k, plus, minus)),), x.norm)
-        if isinstance(a, ErfPower) and isinstance(b, ErfPower) and a.k == b.k and known(a.a) and known(b.a) and a.a == b.a:
+        if (
+            isinstance(a, ErfPower)
+            and isinstance(b, ErfPower)
+            and a.k == b.k
+            and known(a.a)
+            and known(b.a)
+            and a.a == b.a
+        ):
             return replace(x, coef=x.coef + y.coef)
     return None
 
@@ -460,7 +479,9 @@ _HOMOGENEOUS: dict[str, Callable[[Any], Any]] = {
     "abs": _lifted(abs, jnp.abs),
     "sign": _lifted(lambda v: float(np.sign(v)), jnp.sign),
 } | {
-    name: _lifted(lambda v, f=f: float(f(v, 0.0)), lambda v, f=f: getattr(jnp, f.__name__)(v, 0).astype(jnp.asarray(v).dtype))
+    name: _lifted(
+        lambda v, f=f: float(f(v, 0.0)), lambda v, f=f: getattr(jnp, f.__name__)(v, 0).astype(jnp.asarray(v).dtype)
+    )
     for name, f in COMPARE.items()
 }
 
@@ -535,9 +556,20 @@ def bind(head: str, params: tuple[tuple[str, Any], ...], operands: Sequence[Any]
     else:
         wanted = next((a.dtype for a, x in zip(arrays, operands, strict=True) if not isinstance(x, float | int)), None)
         if head != "pow":
-            wanted = jnp.result_type(*[a.dtype for a, x in zip(arrays, operands, strict=True) if not isinstance(x, float | int)]) if wanted is not None else None
+            wanted = (
+                jnp.result_type(
+                    *[a.dtype for a, x in zip(arrays, operands, strict=True) if not isinstance(x, float | int)]
+                )
+                if wanted is not None
+                else None
+            )
         if wanted is not None:
-            arrays = [a.astype(wanted) if a.dtype != wanted and (head != "pow" or jnp.issubdtype(a.dtype, jnp.floating)) else a for a in arrays]
+            arrays = [
+                a.astype(wanted)
+                if a.dtype != wanted and (head != "pow" or jnp.issubdtype(a.dtype, jnp.floating))
+                else a
+                for a in arrays
+            ]
     shape = np.broadcast_shapes(*(a.shape for a in arrays))
     return PRIMITIVES[head].bind(*(jnp.broadcast_to(a, shape) for a in arrays), **dict(params))
 

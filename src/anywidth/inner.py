@@ -219,9 +219,7 @@ class Gram:
         view_a = expand(rank + a.contracted, len(free))
         view_b = ViewMap(total, (*range(rank), *(place[c] for c in range(rank, rank + b.contracted))))
         mask: Any = None
-        full = np.broadcast_shapes(
-            _placed_shape(a, view_a), _placed_shape(b, view_b)
-        )
+        full = np.broadcast_shapes(_placed_shape(a, view_a), _placed_shape(b, view_b))
         for k in ia:
             if k in matched:
                 continue

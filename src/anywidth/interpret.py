@@ -102,7 +102,9 @@ class Interpreter:
         """Deterministic arrays without width axes: the primitive itself."""
         for x in inputs:
             assert isinstance(x, Det)
-            if any(is_wide(s) for s in x.shape) or any(v is not None and any(map(is_wide, v.shape)) for v in eqn.outputs):
+            if any(is_wide(s) for s in x.shape) or any(
+                v is not None and any(map(is_wide, v.shape)) for v in eqn.outputs
+            ):
                 raise UnsupportedError(f"anywidth has no rule for '{eqn.name}' along a width axis")
             self.settled(x)
             if x.power != 0 and not x.zero:
@@ -144,7 +146,9 @@ class Interpreter:
         wide = any(is_wide(s) for axis in sizes for s in axis)
         for x in values:
             if wide and isinstance(x, Ket) and not x.wides():
-                raise NoLimitError("a random scalar shared by all channels meets a hidden layer: the limit stays random")
+                raise NoLimitError(
+                    "a random scalar shared by all channels meets a hidden layer: the limit stays random"
+                )
             out.append(standard(self.graph, x, sizes) if isinstance(x, Ket | Mat) else det_array(x, sizes))
         return out, sizes
 
@@ -203,12 +207,16 @@ class Interpreter:
 
         return [of(x) for x in nodes], args, coefs
 
-    def pointwise(self, name: str, params: dict[str, Any], values: Sequence[Value], power: Fraction = ZERO_POWER) -> Ket:
+    def pointwise(
+        self, name: str, params: dict[str, Any], values: Sequence[Value], power: Fraction = ZERO_POWER
+    ) -> Ket:
         """A primitive applied coordinate by coordinate."""
         kets = [x for x in values if isinstance(x, Ket)]
         for x in values:
             if isinstance(x, Mat):
-                raise UnsupportedError("a parameter matrix goes through a nonlinear function; it has to be multiplied by a vector first")
+                raise UnsupportedError(
+                    "a parameter matrix goes through a nonlinear function; it has to be multiplied by a vector first"
+                )
         if any(not k.wides() for k in kets):
             raise NoLimitError(
                 "a nonlinear function is applied to a readout (a sum over the width): the output is then no Gaussian "

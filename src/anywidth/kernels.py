@@ -121,7 +121,9 @@ def pair(net: Network, which: str, x: Any, y: Any) -> Any:
 
 def _pair(net: Network, which: str, x: Any, y: Any, unrolled: bool) -> Any:
     """The two interpretations, and the derivative in epsilon."""
-    dtype = jnp.result_type(*(a.dtype for a in jax.tree.leaves((x, y)) if jnp.issubdtype(a.dtype, jnp.floating)), jnp.float32)
+    dtype = jnp.result_type(
+        *(a.dtype for a in jax.tree.leaves((x, y)) if jnp.issubdtype(a.dtype, jnp.floating)), jnp.float32
+    )
     if not any(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves((x, y))):
         dtype = jnp.dtype(jnp.result_type(float))
     graph = Graph()
@@ -182,7 +184,8 @@ def read_parameters(net: Network, dtype: Any) -> Parameters:
                 )
         items.append(_parameter(name, normals, dtype))
     shapes = tuple(
-        jax.tree.unflatten(trees[0], [jax.ShapeDtypeStruct(leaf.shape, dtype) for _, leaf in leaves]) for leaves, _ in drawn
+        jax.tree.unflatten(trees[0], [jax.ShapeDtypeStruct(leaf.shape, dtype) for _, leaf in leaves])
+        for leaves, _ in drawn
     )
     return Parameters(tuple(items), trees[0], shapes)
 
@@ -198,11 +201,19 @@ def _parameter(name: str, normals: Sequence[Normal], dtype: Any) -> Parameter:
         raise NoLimitError(f"the parameter init(n){name}: {e}") from None
     wides = tuple(i for i, s in enumerate(shape) if is_wide(s))
     if len(wides) > 2:
-        raise UnsupportedError(f"the parameter init(n){name} has {len(wides)} width axes; a product over two of them has no rule")
+        raise UnsupportedError(
+            f"the parameter init(n){name} has {len(wides)} width axes; a product over two of them has no rule"
+        )
     zero = not _compat.is_tracer(var) and float(var) == 0
     leaf = Leaf(name, shape, jnp.asarray(var, dtype), zero, Fraction(0) if zero else -power)
     no_mean = not _compat.is_tracer(mean) and float(mean) == 0
-    return Parameter(leaf, wides, None if no_mean else (jnp.asarray(mean, dtype) if _compat.is_tracer(mean) else np.asarray(mean, dtype), mean_power))
+    return Parameter(
+        leaf,
+        wides,
+        None
+        if no_mean
+        else (jnp.asarray(mean, dtype) if _compat.is_tracer(mean) else np.asarray(mean, dtype), mean_power),
+    )
 
 
 def _scalar_of_width(values: Sequence[Any]) -> tuple[Any, Fraction]:
@@ -365,7 +376,8 @@ def _one_class(g: Graph, x: Ket) -> Ket:
     entries[atoms[0].axis] = Index(np.zeros((1,) * (x.node.rank - 1), np.int64))
     node = g.view(x.node, ViewMap(x.node.rank - 1, tuple(entries)))
     layout = tuple(
-        tuple(Ax(a.axis - (a.axis > atoms[0].axis), a.size) if isinstance(a, Ax) else a for a in axis) for axis in x.layout[:-1]
+        tuple(Ax(a.axis - (a.axis > atoms[0].axis), a.size) if isinstance(a, Ax) else a for a in axis)
+        for axis in x.layout[:-1]
     )
     return Ket(node, layout, x.power)
 

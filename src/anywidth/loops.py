@@ -159,7 +159,11 @@ def lookup(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
     lockstep = not frame.row and (frame.dyn_right is None or frame.dyn_left.offset == frame.dyn_right.offset)
     if lockstep and isinstance(y, Product) and y.leaf in carry.loop.fresh:
         return ZERO
-    if lockstep and isinstance(y, Pointwise) and all(isinstance(u, Product) and u.leaf in carry.loop.fresh for u in y.args):
+    if (
+        lockstep
+        and isinstance(y, Pointwise)
+        and all(isinstance(u, Product) and u.leaf in carry.loop.fresh for u in y.args)
+    ):
         one = graph.const(np.ones((1,) * y.rank))
         mean = gram(y, one)
         if mean is ZERO:
@@ -221,7 +225,9 @@ def plan(gram: Gram, solve: Solve, asked: dict[Hashable, Any]) -> tuple[dict[Has
                 changed = True
         if frame.asked.keys() <= asked.keys() and not changed:
             return {k: asked[k] for k in state}, {
-                k: jnp.zeros(v.shape, v.dtype) if inits[k] is ZERO else jnp.broadcast_to(jnp.asarray(inits[k], v.dtype), v.shape)
+                k: jnp.zeros(v.shape, v.dtype)
+                if inits[k] is ZERO
+                else jnp.broadcast_to(jnp.asarray(inits[k], v.dtype), v.shape)
                 for k, v in state.items()
             }
         asked |= frame.asked
@@ -320,7 +326,11 @@ def table(gram: Gram, left: Ask, right: Ask, eps: bool) -> Any:
     place = (id(left.loop), id(right.loop), "table")
     known = gram.solved.setdefault(place, {})
     # inside, axis 0 runs over s
-    inner = lambda a: Ask(a.loop, a.number, ViewMap(a.view.rank + 1, tuple(g._through(e, _shifted(g, a.view.rank)) for e in a.view.entries)))  # noqa: E731
+    inner = lambda a: Ask(
+        a.loop,
+        a.number,
+        ViewMap(a.view.rank + 1, tuple(g._through(e, _shifted(g, a.view.rank)) for e in a.view.entries)),
+    )  # noqa: E731
     left, right = inner(left), inner(right)
     key = (left.key(g), right.key(g), eps)
     if key in known:
@@ -359,7 +369,9 @@ def table(gram: Gram, left: Ask, right: Ask, eps: bool) -> Any:
         bound = edge(request)
         first = jnp.zeros_like(value[:1])
         if bound is not ZERO:
-            column = lax.dynamic_index_in_dim(jnp.asarray(bound), jnp.minimum(k + 1, T - 1), bound.ndim - 1, keepdims=False)
+            column = lax.dynamic_index_in_dim(
+                jnp.asarray(bound), jnp.minimum(k + 1, T - 1), bound.ndim - 1, keepdims=False
+            )
             first = jnp.broadcast_to(column, first.shape).astype(value.dtype)
         return jnp.concatenate([first, value[:-1]], 0)
 

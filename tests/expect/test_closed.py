@@ -14,18 +14,61 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 import oracle
-from anywidth.expect.closed import (ErfPower, ExpPower, GaussPower, Power, TrigPower, derivative, evaluate,
-                                    has_closed_form, is_polynomial, mean, pair)
+from anywidth.expect.closed import (
+    ErfPower,
+    ExpPower,
+    GaussPower,
+    Power,
+    TrigPower,
+    derivative,
+    evaluate,
+    has_closed_form,
+    is_polynomial,
+    mean,
+    pair,
+)
 
-ATOMS = {"relu": Power(1, 1, 0), "abs": Power(1, 1, 1), "identity": Power(1, 1, -1), "square": Power(2, 1, 1),
-         "step": Power(0, 1, 0), "sign": Power(0, 1, -1), "relu2": Power(2, 1, 0), "relu3": Power(3, 1, 0),
-         "leaky": Power(1, 1, -0.01), "odd2": Power(2, 1.0, -0.3), "constant": Power(0, 1, 1),
-         "erf": ErfPower(0, 1.3), "u erf": ErfPower(1, 0.7), "u2 erf": ErfPower(2, 1.0), "bell": GaussPower(0, 0.8),
-         "u bell": GaussPower(1, 0.5), "exp": ExpPower(0, 0.6), "u exp": ExpPower(1, -0.4),
-         "sin": TrigPower(0, 1.1, -np.pi / 2), "cos": TrigPower(0, 0.8, 0.3), "u cos": TrigPower(1, 0.9, 0.2)}
-POWER_PAIRS = [("relu", "relu"), ("relu", "step"), ("step", "step"), ("abs", "abs"), ("sign", "sign"), ("sign", "relu"),
-               ("leaky", "leaky"), ("relu", "leaky"), ("identity", "relu"), ("square", "relu"), ("relu2", "relu2"),
-               ("relu3", "relu2"), ("relu3", "relu3"), ("odd2", "relu2"), ("constant", "relu"), ("identity", "sign")]
+ATOMS = {
+    "relu": Power(1, 1, 0),
+    "abs": Power(1, 1, 1),
+    "identity": Power(1, 1, -1),
+    "square": Power(2, 1, 1),
+    "step": Power(0, 1, 0),
+    "sign": Power(0, 1, -1),
+    "relu2": Power(2, 1, 0),
+    "relu3": Power(3, 1, 0),
+    "leaky": Power(1, 1, -0.01),
+    "odd2": Power(2, 1.0, -0.3),
+    "constant": Power(0, 1, 1),
+    "erf": ErfPower(0, 1.3),
+    "u erf": ErfPower(1, 0.7),
+    "u2 erf": ErfPower(2, 1.0),
+    "bell": GaussPower(0, 0.8),
+    "u bell": GaussPower(1, 0.5),
+    "exp": ExpPower(0, 0.6),
+    "u exp": ExpPower(1, -0.4),
+    "sin": TrigPower(0, 1.1, -np.pi / 2),
+    "cos": TrigPower(0, 0.8, 0.3),
+    "u cos": TrigPower(1, 0.9, 0.2),
+}
+POWER_PAIRS = [
+    ("relu", "relu"),
+    ("relu", "step"),
+    ("step", "step"),
+    ("abs", "abs"),
+    ("sign", "sign"),
+    ("sign", "relu"),
+    ("leaky", "leaky"),
+    ("relu", "leaky"),
+    ("identity", "relu"),
+    ("square", "relu"),
+    ("relu2", "relu2"),
+    ("relu3", "relu2"),
+    ("relu3", "relu3"),
+    ("odd2", "relu2"),
+    ("constant", "relu"),
+    ("identity", "sign"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +84,11 @@ def covariances(n, seed):
     gap = 10 ** rng.uniform(-14.9, 0, n)
     gap[:3] = 1e-15, 1.0 - 1e-9, 1.0
     sign = rng.choice([-1, 1], n)
-    return q1, q2, np.array([float(mp.sqrt(mp.mpf(a) * b) * (1 - mp.mpf(g)) * int(s)) for a, b, g, s in zip(q1, q2, gap, sign)])
+    return (
+        q1,
+        q2,
+        np.array([float(mp.sqrt(mp.mpf(a) * b) * (1 - mp.mpf(g)) * int(s)) for a, b, g, s in zip(q1, q2, gap, sign)]),
+    )
 
 
 def difference(got, exact, scale):
@@ -84,9 +131,24 @@ def test_first_derivatives_of_powers(names):
                 assert error <= 1e-12 * abs(exact) + 1e-20 * scale / gap, (args, j)
 
 
-SMOOTH = [("erf", "erf"), ("u erf", "u erf"), ("erf", "u erf"), ("u2 erf", "erf"), ("bell", "bell"), ("bell", "u2 erf"),
-          ("u bell", "u erf"), ("exp", "exp"), ("exp", "u exp"), ("sin", "sin"), ("cos", "sin"), ("u cos", "sin"),
-          ("u cos", "u exp"), ("cos", "square"), ("sin", "identity"), ("exp", "identity")]
+SMOOTH = [
+    ("erf", "erf"),
+    ("u erf", "u erf"),
+    ("erf", "u erf"),
+    ("u2 erf", "erf"),
+    ("bell", "bell"),
+    ("bell", "u2 erf"),
+    ("u bell", "u erf"),
+    ("exp", "exp"),
+    ("exp", "u exp"),
+    ("sin", "sin"),
+    ("cos", "sin"),
+    ("u cos", "sin"),
+    ("u cos", "u exp"),
+    ("cos", "square"),
+    ("sin", "identity"),
+    ("exp", "identity"),
+]
 
 
 def as_mpmath(f):
@@ -114,7 +176,9 @@ def by_product_rule(f, g, q1, q2, c):
 
 
 @pytest.mark.parametrize("names", SMOOTH, ids=",".join)
-@pytest.mark.parametrize("q1, q2, rho", [(1.3, 0.7, 0.4), (0.9, 2.1, -0.95), (1.0, 1.0, 1.0), (1.7, 0.4, -1.0), (0.3, 1e-3, 0.0)])
+@pytest.mark.parametrize(
+    "q1, q2, rho", [(1.3, 0.7, 0.4), (0.9, 2.1, -0.95), (1.0, 1.0, 1.0), (1.7, 0.4, -1.0), (0.3, 1e-3, 0.0)]
+)
 def test_smooth_atoms(names, q1, q2, rho):
     f, g = (ATOMS[n] for n in names)
     c = rho * np.sqrt(q1 * q2)
@@ -126,13 +190,26 @@ def test_smooth_atoms(names, q1, q2, rho):
     assert abs(slope - price) < 1e-12 * (abs(price) + scale)
 
 
-@pytest.mark.parametrize("names", [("erf", "sign"), ("erf", "step"), ("u erf", "relu"), ("u2 erf", "sign"), ("bell", "relu"),
-                                   ("u erf", "abs"), ("bell", "step")], ids=",".join)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("erf", "sign"),
+        ("erf", "step"),
+        ("u erf", "relu"),
+        ("u2 erf", "sign"),
+        ("bell", "relu"),
+        ("u erf", "abs"),
+        ("bell", "step"),
+    ],
+    ids=",".join,
+)
 def test_smooth_with_piecewise(names):
     f, g = (ATOMS[n] for n in names)
     q1, q2, c = 1.7, 0.6, -0.55
     # Conditioning on v leaves a smooth inner integral; the outer one is cut at the kink.
-    given = lambda v: mp.quad(lambda y: mp.npdf(y) * as_mpmath(f)(c / q2 * v + mp.sqrt(q1 - c * c / q2) * y), [-10, 0, 10])
+    given = lambda v: mp.quad(
+        lambda y: mp.npdf(y) * as_mpmath(f)(c / q2 * v + mp.sqrt(q1 - c * c / q2) * y), [-10, 0, 10]
+    )
     with mp.workdps(15):
         s = mp.sqrt(q2)
         exact = mp.quad(lambda z: mp.npdf(z) * as_mpmath(g)(s * z) * given(s * z), [-10, 0, 10])
@@ -158,7 +235,16 @@ CONTINUOUS = ["relu", "abs", "identity", "square", "relu2", "leaky", "erf", "u e
 def test_finite_at_singular_points(f, g):
     """Value, gradient and Hessian at coinciding, opposite and zero inputs."""
     value = partial(pair, ATOMS[f], ATOMS[g])
-    points = jnp.array([[1.0, 1.0, 1.0], [2.0, 2.0, -2.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [3.1, 0.7, np.sqrt(3.1 * 0.7)]])
+    points = jnp.array(
+        [
+            [1.0, 1.0, 1.0],
+            [2.0, 2.0, -2.0],
+            [0.0, 1.0, 0.0],
+            [1.0, 0.0, 0.0],
+            [0.0, 0.0, 0.0],
+            [3.1, 0.7, np.sqrt(3.1 * 0.7)],
+        ]
+    )
     at = lambda x: value(*x)
     assert jnp.isfinite(jax.vmap(at)(points)).all()
     assert jnp.isfinite(jax.vmap(jax.grad(at))(points)).all()
@@ -181,7 +267,12 @@ def test_duplicates_rounded_differently_have_correlation_one():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.floats(-8, 8), st.floats(-8, 8), st.floats(-1, 1), st.sampled_from(["relu", "leaky", "abs", "step", "relu2", "erf", "u erf"]))
+@given(
+    st.floats(-8, 8),
+    st.floats(-8, 8),
+    st.floats(-1, 1),
+    st.sampled_from(["relu", "leaky", "abs", "step", "relu2", "erf", "u erf"]),
+)
 def test_symmetry_and_cauchy_schwarz(a, b, rho, name):
     f, q1, q2 = ATOMS[name], 10.0**a, 10.0**b
     c = rho * np.sqrt(q1) * np.sqrt(q2)
@@ -194,11 +285,18 @@ def test_symmetry_and_cauchy_schwarz(a, b, rho, name):
 def test_mean_is_the_pair_with_a_constant(name):
     z = np.linspace(-11, 11, 4400)
     w = np.exp(-z * z / 2) * (z[1] - z[0]) / np.sqrt(2 * np.pi)
-    assert np.isclose(mean(ATOMS[name], 1.3), w @ np.asarray(evaluate(ATOMS[name], jnp.asarray(np.sqrt(1.3) * z))), rtol=1e-4, atol=1e-12)
+    assert np.isclose(
+        mean(ATOMS[name], 1.3),
+        w @ np.asarray(evaluate(ATOMS[name], jnp.asarray(np.sqrt(1.3) * z))),
+        rtol=1e-4,
+        atol=1e-12,
+    )
     assert jnp.isfinite(jax.grad(lambda q: mean(ATOMS[name], q))(0.0))
 
 
-@pytest.mark.parametrize("f", [Power(1, 1.0, -0.2), Power(0, 0.3, 0.8), ErfPower(1, 0.7), ExpPower(0, 0.4), TrigPower(0, 0.9, 0.2)])
+@pytest.mark.parametrize(
+    "f", [Power(1, 1.0, -0.2), Power(0, 0.3, 0.8), ErfPower(1, 0.7), ExpPower(0, 0.4), TrigPower(0, 0.9, 0.2)]
+)
 def test_gradients_in_the_parameters(f):
     leaves, tree = jax.tree.flatten(f)
     value = lambda x: pair(jax.tree.unflatten(tree, x), jax.tree.unflatten(tree, x), 1.3, 0.8, -0.4)
@@ -233,7 +331,7 @@ def test_dtype_and_strict_promotion(dtype, name):
 
 def test_float32():
     q1, q2 = (10 ** np.random.default_rng(0).uniform(-8, 8, (2, 400))).astype(np.float32)
-    c = (np.sqrt(q1) * np.sqrt(q2) * np.random.default_rng(1).uniform(-0.99, 0.99, 400).astype(np.float32))
+    c = np.sqrt(q1) * np.sqrt(q2) * np.random.default_rng(1).uniform(-0.99, 0.99, 400).astype(np.float32)
     for name in ("relu", "leaky", "abs", "step", "relu2", "relu3", "erf"):
         f = ATOMS[name]
         low, high = pair(f, f, q1, q2, c), pair(f, f, *(np.float64(x) for x in (q1, q2, c)))

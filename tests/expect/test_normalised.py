@@ -61,13 +61,23 @@ def test_reference(which, x, y):
     nngp, tangent = kernel(*blocks(z[x], z[y]))
     assert error(nngp, z["d1_nngp" + which]) < 1e-9
     assert error(nngp + tangent, z["d1_ntk" + which]) < 1e-8
-    if which != "1":                                      # rank 3: needs `centred` for its last digits
+    if which != "1":  # rank 3: needs `centred` for its last digits
         nngp, tangent = kernel(*blocks(z[x], z[y]), centred=False)
         assert error(nngp + tangent, z["d1_ntk" + which]) < 1e-8
 
 
-@pytest.mark.parametrize("s, t, f, g", [(1, 1, RELU, LEAKY), (2, 1, SQUARE, RELU), (0, 1, RELU, RELU),
-                                        (1, 0, RELU, RELU), (0, 0, RELU, RELU), (1.5, 1, RELU, RELU), (3, 1, SQUARE, RELU)])
+@pytest.mark.parametrize(
+    "s, t, f, g",
+    [
+        (1, 1, RELU, LEAKY),
+        (2, 1, SQUARE, RELU),
+        (0, 1, RELU, RELU),
+        (1, 0, RELU, RELU),
+        (0, 0, RELU, RELU),
+        (1.5, 1, RELU, RELU),
+        (3, 1, SQUARE, RELU),
+    ],
+)
 def test_simulation(s, t, f, g):
     x, y = batches(5, 7)
     a1, a2, e1, e2 = 0.2, 0.3, 0.1, 0.2
@@ -104,8 +114,10 @@ def test_exact_identities(B):
     assert error(moved[1], kernel(S, S, S)[1][:, order]) < (1e-6 if B == 4 else 1e-9)
 
 
-@pytest.mark.parametrize("f, B, eps", [(RELU, 4, 0.0), (RELU, 24, 1e-5), (RELU, 24, 0.0), (RELU, 24, 30.0),
-                                       (SQUARE, 6, 0.0), (SQUARE, 6, 1e-5)])
+@pytest.mark.parametrize(
+    "f, B, eps",
+    [(RELU, 4, 0.0), (RELU, 24, 1e-5), (RELU, 24, 0.0), (RELU, 24, 30.0), (SQUARE, 6, 0.0), (SQUARE, 6, 1e-5)],
+)
 @pytest.mark.parametrize("spectrum", ["flat", "spread", "dominated"])
 def test_converged(f, B, eps, spectrum, monkeypatch):
     """Twice the points change nothing."""
@@ -140,7 +152,7 @@ def test_gradients(case, eps):
     weights = np.random.default_rng(5).standard_normal((len(x), len(y)))
 
     def covariance(z):
-        x, y = z[:len(G1)], z[len(G1):]
+        x, y = z[: len(G1)], z[len(G1) :]
         return G1 @ x @ x.T @ G1, G2 @ y @ y.T @ G2, G1 @ x @ y.T @ G2
 
     def loss(S, a, e):
@@ -151,10 +163,10 @@ def test_gradients(case, eps):
     grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(covariance(jnp.asarray(z)), 0.2, eps)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     dz, da, de = np.random.default_rng(6).standard_normal(z.shape), 0.03, 0.02 * (eps > 0)
-    if case == "zero":                                    # |x| is not differentiable at x = 0: leave that row
+    if case == "zero":  # |x| is not differentiable at x = 0: leave that row
         dz[2] = dz[len(x) + 2] = 0
-    if case in ("same", "duplicates"):                    # neither is the angle of two equal rows: move them together
-        dz[len(x):len(x) + (6 if case == "same" else 2)] = dz[:6 if case == "same" else 2]
+    if case in ("same", "duplicates"):  # neither is the angle of two equal rows: move them together
+        dz[len(x) : len(x) + (6 if case == "same" else 2)] = dz[: 6 if case == "same" else 2]
         if case == "duplicates":
             dz[1] = dz[0]
             dz[len(x) + 1] = dz[0]
@@ -178,7 +190,7 @@ def test_gradient_of_the_ntk():
     ntk = jax.jit(ntk)
     slope = (ntk(1 + 1e-4, y) - ntk(1 - 1e-4, y)) / 2e-4
     assert abs(jax.jit(jax.grad(ntk))(1.0, y) - slope) < 1e-6 * abs(slope)
-    assert np.isfinite(jax.jit(jax.grad(ntk))(1.0, x))             # the same batch
+    assert np.isfinite(jax.jit(jax.grad(ntk))(1.0, x))  # the same batch
 
 
 @pytest.mark.parametrize("case", ["two", "same", "near", "duplicates"])
@@ -244,9 +256,14 @@ def test_strict_promotion_and_dtype():
     with jax.numpy_dtype_promotion("strict"):
         S = jnp.eye(4, dtype=jnp.float32) - np.float32(0.25)
         for f in (RELU, SQUARE):
-            outputs = jax.eval_shape(lambda S: (normalised_pair(f, f, f.k, f.k, S, S, S, 0.25, 0.25, 0.0, 0.0),
-                                                normalised_self(f, f, f.k, f.k, S, 0.25, 1e-5),
-                                                normalised_mean(f, f.k, S, 0.25, 0.0)), S)
+            outputs = jax.eval_shape(
+                lambda S: (
+                    normalised_pair(f, f, f.k, f.k, S, S, S, 0.25, 0.25, 0.0, 0.0),
+                    normalised_self(f, f, f.k, f.k, S, 0.25, 1e-5),
+                    normalised_mean(f, f.k, S, 0.25, 0.0),
+                ),
+                S,
+            )
             assert all(out.dtype == jnp.float32 for out in outputs)
 
 

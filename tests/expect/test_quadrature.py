@@ -12,7 +12,13 @@ RHOS = np.array([-1.0, -1 + 1e-9, -0.9, 0.0, 0.5, 0.999, 1 - 1e-10, 1.0])
 STDS = [(1e-4, 1e-4), (0.3, 1.1), (1.0, 1.0), (3.0, 3.0), (1e2, 1e2), (1e4, 1e4), (1e-4, 1e2), (1e2, 1e-4)]
 clip = lambda u: jnp.clip(u, -1, 1)
 shifted = lambda u: jnp.maximum(u + 0.7, 0)
-SMOOTH = {"tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "silu": jax.nn.silu, "softplus": jax.nn.softplus, "mish": jax.nn.mish}
+SMOOTH = {
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "mish": jax.nn.mish,
+}
 KINKED = {"elu": (jax.nn.elu, (0.0,)), "clip": (clip, (-1.0, 1.0)), "shifted": (shifted, (-0.7,))}
 
 
@@ -35,7 +41,11 @@ def rule(centre, s, marks):
     if s == 0:
         return np.array([centre]), np.ones(1)
     near = 10.0 ** np.arange(-9, 6, 0.5)
-    edges = [centre + s * np.arange(-9, 9.5)] + [m + sign * near for m in (0.0, *marks) for sign in (1, -1)] + [np.array([0.0, *marks])]
+    edges = (
+        [centre + s * np.arange(-9, 9.5)]
+        + [m + sign * near for m in (0.0, *marks) for sign in (1, -1)]
+        + [np.array([0.0, *marks])]
+    )
     u, w = legendre(np.clip(np.concatenate(edges), centre - 9 * s, centre + 9 * s))
     return u, w * np.exp(-((u - centre) ** 2) / (2 * s * s)) / (s * np.sqrt(2 * np.pi))
 
@@ -50,8 +60,15 @@ def brute(f, g, f_marks, g_marks, s1, s2, rho):
 
 
 @pytest.mark.parametrize("s1, s2", STDS)
-@pytest.mark.parametrize("f, breaks, atom", [(jax.lax.erf, (), ErfPower(0, 1.0)), (lambda u: jnp.exp(-u * u), (), GaussPower(0, 1.0)),
-                                             (jax.nn.relu, (0.0,), Power(1, 1.0, 0.0))], ids=["erf", "bell", "relu"])
+@pytest.mark.parametrize(
+    "f, breaks, atom",
+    [
+        (jax.lax.erf, (), ErfPower(0, 1.0)),
+        (lambda u: jnp.exp(-u * u), (), GaussPower(0, 1.0)),
+        (jax.nn.relu, (0.0,), Power(1, 1.0, 0.0)),
+    ],
+    ids=["erf", "bell", "relu"],
+)
 def test_against_closed_forms(f, breaks, atom, s1, s2):
     q1, q2, c = np.full(8, s1 * s1), np.full(8, s2 * s2), RHOS * (s1 * s2)
     got = quadrature.pair(f, (), f, (), q1, q2, c, breaks, breaks)
@@ -61,8 +78,18 @@ def test_against_closed_forms(f, breaks, atom, s1, s2):
 
 
 @pytest.mark.parametrize("s1, s2", [(1e-4, 1e-4), (0.3, 1.1), (3.0, 3.0), (1e2, 1e2)])
-@pytest.mark.parametrize("names", [("tanh", "tanh"), ("sigmoid", "silu"), ("softplus", "mish"), ("elu", "elu"), ("clip", "clip"),
-                                   ("shifted", "tanh")], ids=",".join)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("tanh", "tanh"),
+        ("sigmoid", "silu"),
+        ("softplus", "mish"),
+        ("elu", "elu"),
+        ("clip", "clip"),
+        ("shifted", "tanh"),
+    ],
+    ids=",".join,
+)
 def test_against_brute_force(names, s1, s2):
     (f, fb), (g, gb) = (KINKED[n] if n in KINKED else (SMOOTH[n], ()) for n in names)
     rhos = np.array([-1.0, -0.9, 0.5, 0.999, 1.0])
@@ -75,11 +102,19 @@ def test_against_brute_force(names, s1, s2):
 def test_zero_variance():
     q = jnp.array([0.0, 0.0, 1.3])
     got = quadrature.pair(jax.nn.sigmoid, (), jax.nn.softplus, (), q, q[::-1], 0.0)
-    expected = [0.5 * quadrature.mean(jax.nn.softplus, (), 1.3), 0.5 * np.log(2), np.log(2) * quadrature.mean(jax.nn.sigmoid, (), 1.3)]
+    expected = [
+        0.5 * quadrature.mean(jax.nn.softplus, (), 1.3),
+        0.5 * np.log(2),
+        np.log(2) * quadrature.mean(jax.nn.sigmoid, (), 1.3),
+    ]
     assert np.allclose(got, [expected[0], 0.5 * quadrature.mean(jax.nn.softplus, (), 0.0), expected[2]], rtol=1e-9)
 
 
-@pytest.mark.parametrize("f, breaks, atom", [(jax.lax.erf, (), ErfPower(0, 1.0)), (jax.nn.relu, (0.0,), Power(1, 1.0, 0.0))], ids=["erf", "relu"])
+@pytest.mark.parametrize(
+    "f, breaks, atom",
+    [(jax.lax.erf, (), ErfPower(0, 1.0)), (jax.nn.relu, (0.0,), Power(1, 1.0, 0.0))],
+    ids=["erf", "relu"],
+)
 def test_derivatives(f, breaks, atom):
     """Price's rule against the closed forms' own derivatives, where they are singular too; forward and reverse."""
     points = jnp.array([[1.3, 0.7, 0.4], [1.0, 1.0, 1.0], [1.0, 1.0, -1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
@@ -96,7 +131,11 @@ def test_gradient_of_an_ntk_and_of_coefficients():
     ntk = lambda c, a: jax.jvp(lambda c: quadrature.pair(f, (a,), f, (a,), 1.2, 0.9, c), (c,), (c,))[1]
     got = jax.grad(ntk, (0, 1))(0.6, 0.8)
     h = 1e-4
-    assert np.allclose(got, [(ntk(0.6 + h, 0.8) - ntk(0.6 - h, 0.8)) / (2 * h), (ntk(0.6, 0.8 + h) - ntk(0.6, 0.8 - h)) / (2 * h)], rtol=1e-6)
+    assert np.allclose(
+        got,
+        [(ntk(0.6 + h, 0.8) - ntk(0.6 - h, 0.8)) / (2 * h), (ntk(0.6, 0.8 + h) - ntk(0.6, 0.8 - h)) / (2 * h)],
+        rtol=1e-6,
+    )
 
 
 def test_coefficients_are_elementwise():

@@ -328,7 +328,13 @@ class _Batch:
         if same:
             lead = _axes(f, g)
             value = normalised.normalised_self(
-                *lead, s, t, self.covariance(other, False), _scalar(self.a), _scalar(self.norm.eps), centred=_centred(self)
+                *lead,
+                s,
+                t,
+                self.covariance(other, False),
+                _scalar(self.a),
+                _scalar(self.norm.eps),
+                centred=_centred(self),
             )
         else:
             frozen = jumps(f) or jumps(g)
@@ -344,7 +350,12 @@ class _Batch:
 
     def mean(self, f: Any) -> Any:
         value = normalised.normalised_mean(
-            f, self.norm.s, self.covariance(self, False), _scalar(self.a), _scalar(self.norm.eps), centred=_centred(self)
+            f,
+            self.norm.s,
+            self.covariance(self, False),
+            _scalar(self.a),
+            _scalar(self.norm.eps),
+            centred=_centred(self),
         )
         axis = self._place() if self.member is not None else None
         if axis is None:

@@ -205,7 +205,10 @@ def _bell_terms(f):
     match f:
         case Power():
             parity = (-1) ** f.k
-            terms = [((f.plus + parity * f.minus) / 2, f.k, None, 0.0), ((f.plus - parity * f.minus) / 2, f.k, (1.0, 0.0), 0.0)]
+            terms = [
+                ((f.plus + parity * f.minus) / 2, f.k, None, 0.0),
+                ((f.plus - parity * f.minus) / 2, f.k, (1.0, 0.0), 0.0),
+            ]
             return [t for t in terms if not (_static(t[0]) and t[0] == 0)]
         case ErfPower():
             return [(1.0, f.k, (math.sqrt(2) * f.a, 1.0), 0.0)]

@@ -91,6 +91,7 @@ def check_finite(rank, s, t=0, *, degrees=None, derivative=False, same=True):
 
 # --- quadrature ------------------------------------------------------------------------------------------------------
 
+
 def _points(dtype, s):
     """Number of points, and the size of what may be neglected."""
     n, tol = (72, 1e-13) if jnp.finfo(dtype).bits > 32 else (28, 1e-7)
@@ -128,8 +129,9 @@ def _nodes(s, k, A, eps, end):
     lam = jnp.maximum(jnp.linalg.eigvalsh(A), 0)
     grid = end * jnp.linspace(0, 1, 128, dtype=A.dtype)
     x2 = jnp.sinh(grid) ** 2
-    decay = (0.5 * jnp.log1p(x2[:, None] * lam).sum(1) - jnp.log1p(x2 * lam[-1])
-             - max(s - k, 0) * jnp.log1p(grid) + eps * x2)
+    decay = (
+        0.5 * jnp.log1p(x2[:, None] * lam).sum(1) - jnp.log1p(x2 * lam[-1]) - max(s - k, 0) * jnp.log1p(grid) + eps * x2
+    )
     top = jnp.max(jnp.where(decay < -math.log(tol), grid, 0)) + grid[1]
     m = jnp.arange(n, dtype=A.dtype)
     if _odd(s):
@@ -137,16 +139,17 @@ def _nodes(s, k, A, eps, end):
         v = h * m
         x = jnp.sinh(v)
         return x, h * jnp.where(m == 0, 0.5, 1.0).astype(A.dtype) * jnp.cosh(v) * x ** (int(s) - 1)
-    low = 1.0                                             # where exp(-s exp(low)) is negligible
+    low = 1.0  # where exp(-s exp(low)) is negligible
     while s * (low + math.exp(low)) < -math.log(tol):
         low += 0.05
     h = (top + low) / (n - 1)
     v = h * m - low
     x = jnp.exp(v - jnp.exp(-v))
-    return x, h * x ** s * (1 + jnp.exp(-v))
+    return x, h * x**s * (1 + jnp.exp(-v))
 
 
 # --- resolvents ------------------------------------------------------------------------------------------------------
+
 
 def _spectrum(S, noise, centred):
     """Eigenvalues and -vectors; if `centred`, of the B - 1 dimensions orthogonal to (1, ..., 1) alone."""
@@ -213,6 +216,7 @@ def _noise(S):
 
 # --- the closed form under a weight ----------------------------------------------------------------------------------
 
+
 def _coinciding(q1, q2, c):
     """+1 or -1 where two Gaussians are almost surely multiples of one another, else 0."""
     q1, q2, c = lax.stop_gradient((q1[:, None], q2[None, :], c))
@@ -246,6 +250,7 @@ def _at_least_zero(q):
 
 # --- one batch: one integral -----------------------------------------------------------------------------------------
 
+
 def _prepare(f, s, S, a, eps, end):
     """The covariance in units of the weight, that unit, the factor in front, and the rule."""
     c = _scale(S, a, eps)
@@ -253,7 +258,7 @@ def _prepare(f, s, S, a, eps, end):
     A = S * unit * unit
     eps = jnp.asarray(eps, S.dtype) * c * c
     x, w = _nodes(s, f.k, A, eps, end)
-    front = (2 / math.gamma(s / 2)) * c ** s * unit ** (-f.k)
+    front = (2 / math.gamma(s / 2)) * c**s * unit ** (-f.k)
     return A, unit, front, x * x, w * jnp.exp(-eps * x * x)
 
 
@@ -278,6 +283,7 @@ def _self(f, g, s, S, a, eps, centred):
 
 
 # --- two batches: two integrals --------------------------------------------------------------------------------------
+
 
 def _eliminate(B, C, E, F, x2, R, M):
     """Covariance of the second batch under the weight x2 on the first, and its rounding. R = (I + x2 A)^-1, M = A R.
@@ -313,7 +319,7 @@ def _pair(f, g, s, t, S11, S22, S12, a1, a2, eps1, eps2, centred):
     B, unit2, front2, x2, w2 = _prepare(g, t, S22, a2, eps2, end)
     C = (S12 * unit1) * unit2
     E = F = None
-    if S11.shape == S22.shape:                            # differences before scaling: exact zeros, fused or not
+    if S11.shape == S22.shape:  # differences before scaling: exact zeros, fused or not
         ratio = unit2 / unit1
         E = S12 * ratio - S11
         F = (S22 * ratio * ratio - S11) - (E + E.T)
@@ -336,6 +342,7 @@ def _pair(f, g, s, t, S11, S22, S12, a1, a2, eps1, eps2, centred):
 
 # --- the three functions ---------------------------------------------------------------------------------------------
 
+
 def _over_leading(function, *arrays, cost):
     """`function` of matrices over broadcast leading dimensions, a bounded number of them at a time."""
     lead = jnp.broadcast_shapes(*(x.shape[:-2] for x in arrays))
@@ -343,7 +350,7 @@ def _over_leading(function, *arrays, cost):
         return function(*arrays)
     flat = [jnp.broadcast_to(x, lead + x.shape[-2:]).reshape((-1,) + x.shape[-2:]) for x in arrays]
     count = flat[0].shape[0]
-    out = lax.map(lambda xs: function(*xs), tuple(flat), batch_size=max(1, min(count, 2 ** 20 // cost)))
+    out = lax.map(lambda xs: function(*xs), tuple(flat), batch_size=max(1, min(count, 2**20 // cost)))
     return out.reshape(lead + out.shape[1:])
 
 
@@ -365,8 +372,9 @@ def normalised_pair(f, g, s, t, S11, S22, S12, a1, a2, eps1, eps2, *, centred=Fa
 def normalised_self(f, g, s, t, S, a, eps, *, centred=False):
     """E[f(g_i) g(g_j) r**(-(s+t)/2)], shape (..., B, B), within one batch; ``r = a * sum(g**2) + eps``."""
     S = jnp.asarray(S)
-    return _over_leading(lambda S: _self(f, g, s + t, S, a, eps, centred), S,
-                         cost=_points(S.dtype, s + t)[0] * S.shape[-1] ** 2)
+    return _over_leading(
+        lambda S: _self(f, g, s + t, S, a, eps, centred), S, cost=_points(S.dtype, s + t)[0] * S.shape[-1] ** 2
+    )
 
 
 def normalised_mean(f, s, S, a, eps, *, centred=False):

@@ -29,8 +29,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.expect import stein
-from anywidth.expect.numerics import (add_tangents, chebyshev, gram_det, half_angle, horner, is_zero, powi,
-                                      safe_recip, safe_rsqrt, safe_sqrt)
+from anywidth.expect.numerics import (
+    add_tangents,
+    chebyshev,
+    gram_det,
+    half_angle,
+    horner,
+    is_zero,
+    powi,
+    safe_recip,
+    safe_rsqrt,
+    safe_sqrt,
+)
 
 
 def abs_moment(k):
@@ -135,8 +145,13 @@ def _rule(value, slope_c, slope_q):
         q1, q2, c = primals
         d1, d2, dc = tangents
         out = value(k, l, q1, q2, c)
-        return out, add_tangents(out, (lambda: slope_q(k, l, q1, q2, c), d1),
-                                 (lambda: slope_q(l, k, q2, q1, c), d2), (lambda: slope_c(k, l, q1, q2, c), dc))
+        return out, add_tangents(
+            out,
+            (lambda: slope_q(k, l, q1, q2, c), d1),
+            (lambda: slope_q(l, k, q2, q1, c), d2),
+            (lambda: slope_c(k, l, q1, q2, c), dc),
+        )
+
     value.defjvp(rule, symbolic_zeros=True)
 
 
@@ -159,8 +174,10 @@ def combine(a, b, k, l, q1, q2, c):
     else:
         opposite = jnp.where(a * b < 0, jnp.sign(a) * jnp.minimum(jnp.abs(a), jnp.abs(b)), 0)
         shared = jax.lax.stop_gradient(opposite)
-    terms = [(shared / 2, lambda: odd_moment(k, l, q1, q2, c)), (a - shared, lambda: orthant(k, l, q1, q2, c)),
-             (b + shared, lambda: orthant(k, l, q1, q2, -c))]
-    parts = [term() if _is_number(w) and w == 1 else w * term()
-             for w, term in terms if not (_is_number(w) and w == 0)]
+    terms = [
+        (shared / 2, lambda: odd_moment(k, l, q1, q2, c)),
+        (a - shared, lambda: orthant(k, l, q1, q2, c)),
+        (b + shared, lambda: orthant(k, l, q1, q2, -c)),
+    ]
+    parts = [term() if _is_number(w) and w == 1 else w * term() for w, term in terms if not (_is_number(w) and w == 0)]
     return sum(parts[1:], parts[0]) if parts else jnp.zeros_like(c)

@@ -80,7 +80,9 @@ def _as_standard(points, scale):
 
 
 def _flat(x, shape):
-    return jnp.broadcast_to(x.reshape(x.shape[:2] + (x.shape[2:] or (1,) * len(shape))), x.shape[:2] + shape).reshape((-1,) + shape)
+    return jnp.broadcast_to(x.reshape(x.shape[:2] + (x.shape[2:] or (1,) * len(shape))), x.shape[:2] + shape).reshape(
+        (-1,) + shape
+    )
 
 
 def _single(f, coefs, q, breaks, panels, n):
@@ -116,7 +118,9 @@ def _double(f, f_coefs, g, g_coefs, q1, q2, c, f_breaks, g_breaks, panels, n):
     def _given(z, w):
         z, w = jnp.broadcast_to(z, shape), jnp.broadcast_to(w, shape)
         centre = slope * z
-        inner_knots = _knots(_as_standard([p - centre for p in (zero, *g_breaks)], s), shape, q1.dtype) if panels else None
+        inner_knots = (
+            _knots(_as_standard([p - centre for p in (zero, *g_breaks)], s), shape, q1.dtype) if panels else None
+        )
 
         def chunk(i, total):
             y, wy = _nodes(inner_knots, i * _CHUNK + jnp.arange(_CHUNK), n)
@@ -181,10 +185,12 @@ def _slope(f):
 @lru_cache(1024)
 def _slope_coef(f, i):
     """The derivative of f in its coefficient number i."""
+
     def slope(u, *coefs):
-        wide = lambda a: f(u, *coefs[:i], a, *coefs[i + 1:])
+        wide = lambda a: f(u, *coefs[:i], a, *coefs[i + 1 :])
         a = jnp.broadcast_to(coefs[i], u.shape)
         return jax.jvp(wide, (a,), (jnp.ones_like(a),))[1]
+
     return slope
 
 
@@ -209,8 +215,14 @@ def _(f, tol, primals, tangents):
     d_coefs, dq, _ = tangents
     out = _mean(f, tol, coefs, q, breaks)
     # d/dq E[f] = E[f''] / 2, or E[u f'] / (2 q) where f' has jumps.
-    by_q = lambda: (_mean(_times_u(_slope(f)), tol, coefs, q, breaks) * safe_recip(q) if breaks
-                    else _mean(_slope(_slope(f)), tol, coefs, q, breaks)) / 2
+    by_q = lambda: (
+        (
+            _mean(_times_u(_slope(f)), tol, coefs, q, breaks) * safe_recip(q)
+            if breaks
+            else _mean(_slope(_slope(f)), tol, coefs, q, breaks)
+        )
+        / 2
+    )
     terms = [(partial(_mean, _slope_coef(f, i), tol, coefs, q, breaks), d) for i, d in enumerate(d_coefs)]
     return out, add_tangents(out, (by_q, dq), *terms)
 

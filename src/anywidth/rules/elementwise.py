@@ -55,7 +55,10 @@ def common_power(values: Sequence[Det]) -> tuple[Fraction, list[Any]]:
     """The dominant power of n, and each value at that power: what grows more slowly is nothing against it."""
     powers = [x.power for x in values if not x.zero]
     top = max(powers, default=ZERO_POWER)
-    return top, [x.val if x.zero or x.power == top else np.zeros_like(x.val) if x.known else jnp.zeros_like(x.val) for x in values]
+    return top, [
+        x.val if x.zero or x.power == top else np.zeros_like(x.val) if x.known else jnp.zeros_like(x.val)
+        for x in values
+    ]
 
 
 @register(*SCALES)
@@ -64,7 +67,12 @@ def scaling(it: Interpreter, x: Value, **params: Any) -> Value:
     if isinstance(x, Det):
         if name not in LINEAR and name not in ("neg", "stop_gradient"):
             it.settled(x)
-            return Det(_bind(it, params, [x.val]), x.power * SCALES[name], x.shape, zero=x.zero and name in ("abs", "square", "sqrt"))
+            return Det(
+                _bind(it, params, [x.val]),
+                x.power * SCALES[name],
+                x.shape,
+                zero=x.zero and name in ("abs", "square", "sqrt"),
+            )
         noise = _kept(x)
         if name == "convert_element_type" and not jnp.issubdtype(params["new_dtype"], jnp.inexact) and x.power != 0:
             raise NoLimitError(f"a number that grows like n^{x.power} is converted to an integer")
@@ -111,9 +119,18 @@ def add(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
     if isinstance(x, Det) and isinstance(y, Det):
         top, vals = common_power([x, y])
         zero = x.zero and y.zero
-        return Det(_bind(it, params, vals), top, _shape([x, y]), zero=zero, noise=_noise(x.noise, y.noise), line=x.line or y.line)
+        return Det(
+            _bind(it, params, vals),
+            top,
+            _shape([x, y]),
+            zero=zero,
+            noise=_noise(x.noise, y.noise),
+            line=x.line or y.line,
+        )
     if isinstance(x, Mat) or isinstance(y, Mat):
-        raise UnsupportedError("parameter matrices are added before they are used: multiply each by the vector and add the results")
+        raise UnsupportedError(
+            "parameter matrices are added before they are used: multiply each by the vector and add the results"
+        )
     return total(it, [(1.0, x), (-1.0 if minus else 1.0, y)])
 
 
@@ -160,7 +177,9 @@ def mul(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
         if x.noise is not None and y.noise is not None:
             noises.append(x.noise + y.noise)
         val = _bind(it, params, [x.val, y.val])
-        return Det(val, x.power + y.power, _shape([x, y]), zero=x.zero or y.zero, noise=_noise(*noises), line=x.line or y.line)
+        return Det(
+            val, x.power + y.power, _shape([x, y]), zero=x.zero or y.zero, noise=_noise(*noises), line=x.line or y.line
+        )
     for a, b in ((x, y), (y, x)):
         if isinstance(a, Det):
             return it.scale(a, b)
@@ -188,7 +207,9 @@ def compare(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
         it.settled(x), it.settled(y)
         top, vals = common_power([x, y])
         val = _bind(it, params, vals)
-        return Det(val, ZERO_POWER if name in COMPARE else top, _shape([x, y]), zero=name not in COMPARE and x.zero and y.zero)
+        return Det(
+            val, ZERO_POWER if name in COMPARE else top, _shape([x, y]), zero=name not in COMPARE and x.zero and y.zero
+        )
     values = [x, y]
     powers = {v.power for v in values if not (isinstance(v, Det) and v.zero)}
     if len(powers) > 1:
@@ -207,7 +228,7 @@ def select(it: Interpreter, which: Value, *cases: Value) -> Value:
         # a fixed mask: each case times its indicator, so that Gaussians stay Gaussian
         terms = []
         for i, case in enumerate(cases):
-            mask = evaluated(lambda w, i=i: (w == i), which.val)
+            mask = evaluated(lambda w, i=i: w == i, which.val)
             if isinstance(case, Det) and case.zero:
                 continue
             dtype = next(v.dtype for v in it.eqn.outputs)  # type: ignore[union-attr]

@@ -26,7 +26,9 @@ def reread(it: Interpreter, x: Any, axis: int, index: Any, size: int) -> Any:
     g = it.graph
     atoms = x.layout[axis]
     if any(isinstance(a, Wide) for a in atoms):
-        raise UnsupportedError("single coordinates of the width are picked out, or reordered: they have no limit of their own")
+        raise UnsupportedError(
+            "single coordinates of the width are picked out, or reordered: they have no limit of their own"
+        )
     rank = x.rank
     y = x
     entries: list[Any] = list(range(rank))
@@ -64,7 +66,9 @@ def expand_dims(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
 
 
 @register("broadcast_in_dim")
-def broadcast_in_dim(it: Interpreter, x: Value, *_: Any, shape: Sequence[Size], broadcast_dimensions: Sequence[int], **params: Any) -> Value:
+def broadcast_in_dim(
+    it: Interpreter, x: Value, *_: Any, shape: Sequence[Size], broadcast_dimensions: Sequence[int], **params: Any
+) -> Value:
     shape = tuple(shape)
     if isinstance(x, Det):
         middle = [1] * len(shape)
@@ -84,8 +88,12 @@ def broadcast_in_dim(it: Interpreter, x: Value, *_: Any, shape: Sequence[Size], 
                 continue
             if is_wide(size):
                 if x.wides():
-                    raise UnsupportedError("a random vector is broadcast along a second width axis (an outer product of size n x n)")
-                raise NoLimitError("a random scalar is shared by all channels (broadcast along the width): the limit stays random")
+                    raise UnsupportedError(
+                        "a random vector is broadcast along a second width axis (an outer product of size n x n)"
+                    )
+                raise NoLimitError(
+                    "a random scalar is shared by all channels (broadcast along the width): the limit stays random"
+                )
             x = x.with_view(it.graph, expand(x.rank, 1), x.layout)
             layout[j] = (Ax(x.rank - 1, int(size)),)  # type: ignore[arg-type]
     return x.relaid(tuple(layout))
@@ -132,7 +140,9 @@ def _part(size: Any, count: int) -> Size:
 
 
 @register("slice")
-def slice_(it: Interpreter, x: Value, start_indices: Sequence[Size], limit_indices: Sequence[Size], strides: Any) -> Value:
+def slice_(
+    it: Interpreter, x: Value, start_indices: Sequence[Size], limit_indices: Sequence[Size], strides: Any
+) -> Value:
     from anywidth.trace import add_sizes
 
     strides = strides or (1,) * len(x.shape)
@@ -276,7 +286,9 @@ def concatenate(it: Interpreter, *parts: Value, dimension: int) -> Value:
         noise = max((p.noise for p in parts if p.noise is not None), default=None)  # type: ignore[union-attr]
         return Det(val, top, tuple(shape), zero=all(p.zero for p in parts), noise=noise)  # type: ignore[union-attr]
     if any(isinstance(p, Mat) for p in parts):
-        raise UnsupportedError("parameter matrices are concatenated; multiply each by its vector and add or concatenate the results")
+        raise UnsupportedError(
+            "parameter matrices are concatenated; multiply each by its vector and add or concatenate the results"
+        )
     return Cat(tuple(parts), dimension)
 
 
@@ -295,7 +307,9 @@ def pad(it: Interpreter, x: Value, value: Value, padding_config: Any) -> Value:
             x = replace(x, val=val, shape=(*x.shape[:axis], np.shape(val)[axis], *x.shape[axis + 1 :]))
             continue
         if interior or low < 0 or high < 0:
-            raise UnsupportedError("interior and negative padding of random vectors is not supported: use slices and concatenate")
+            raise UnsupportedError(
+                "interior and negative padding of random vectors is not supported: use slices and concatenate"
+            )
         parts = [x]
         for count, at in ((low, 0), (high, None)):
             if count:
@@ -314,7 +328,9 @@ def dynamic_update_slice(it: Interpreter, x: Value, update: Value, *starts: Valu
     if not axes:
         return update
     if len(axes) > 1 or is_wide(x.shape[axes[0]]):
-        raise UnsupportedError("a block of an array of random vectors is overwritten along several axes, or along the width")
+        raise UnsupportedError(
+            "a block of an array of random vectors is overwritten along several axes, or along the width"
+        )
     (axis,) = axes
     start, size, length = starts[axis], update.shape[axis], x.shape[axis]
     assert isinstance(start, Det)

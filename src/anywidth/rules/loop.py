@@ -19,7 +19,22 @@ from jax import lax
 from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
 from anywidth.inner import ZERO, Gram
 from anywidth.interpret import Interpreter, register
-from anywidth.kets import Const, Contract, Dyn, Graph, Index, Leaf, Node, Pointwise, Product, Rows, Sum, View, ViewMap, is_zero
+from anywidth.kets import (
+    Const,
+    Contract,
+    Dyn,
+    Graph,
+    Index,
+    Leaf,
+    Node,
+    Pointwise,
+    Product,
+    Rows,
+    Sum,
+    View,
+    ViewMap,
+    is_zero,
+)
 from anywidth.loops import Ask, Frame, Loop, sealed
 from anywidth.rules import linear
 from anywidth.rules.elementwise import select
@@ -28,12 +43,27 @@ from anywidth.values import ZERO_POWER, Ax, Cat, Det, Ket, Mat, Value, layout_of
 
 
 @register("scan")
-def scan(it: Interpreter, *inputs: Value, jaxpr: Any, length: int, num_carry: int, num_consts: int, reverse: bool, **params: Any) -> list[Value]:
-    consts, carry, xs = inputs[:num_consts], inputs[num_consts : num_consts + num_carry], inputs[num_consts + num_carry :]
+def scan(
+    it: Interpreter,
+    *inputs: Value,
+    jaxpr: Any,
+    length: int,
+    num_carry: int,
+    num_consts: int,
+    reverse: bool,
+    **params: Any,
+) -> list[Value]:
+    consts, carry, xs = (
+        inputs[:num_consts],
+        inputs[num_consts : num_consts + num_carry],
+        inputs[num_consts + num_carry :],
+    )
     return looped(it, jaxpr, list(consts), list(carry), list(xs), length, reverse)
 
 
-def looped(it: Interpreter, body: Any, consts: list[Value], carry: list[Value], xs: list[Value], length: int, reverse: bool) -> list[Value]:
+def looped(
+    it: Interpreter, body: Any, consts: list[Value], carry: list[Value], xs: list[Value], length: int, reverse: bool
+) -> list[Value]:
     eqn = it.eqn
     used = dict(it.used)
     if length > 1 and not it.unrolled:
@@ -43,7 +73,9 @@ def looped(it: Interpreter, body: Any, consts: list[Value], carry: list[Value], 
             it.eqn = eqn
             it.used = used
     if length > 1000:
-        raise UnsupportedError(f"a loop of {length} steps has to be unrolled: its carry enters more than products with parameters")
+        raise UnsupportedError(
+            f"a loop of {length} steps has to be unrolled: its carry enters more than products with parameters"
+        )
     return unrolled(it, body, consts, carry, xs, length, reverse)
 
 
@@ -83,7 +115,9 @@ class Body:
             raise NeedsUnroll("a parameter is carried")
         if self.reverse:
             self.xs = [linear.rev(self.it, x, dimensions=(0,)) for x in self.xs]
-        self.carry = [linear.to_ket(self.graph, x) if isinstance(x, Det) and any(map(is_wide, x.shape)) else x for x in self.carry]
+        self.carry = [
+            linear.to_ket(self.graph, x) if isinstance(x, Det) and any(map(is_wide, x.shape)) else x for x in self.carry
+        ]
         kinds = [self._first_kind(x) for x in self.carry]
         for _ in range(8):
             found = self.plan(kinds)
@@ -113,20 +147,30 @@ class Body:
             node = standard(self.graph, x, sizes).node
             shape = tuple(s for axis in sizes for s in axis if isinstance(s, int))
             self.loop.inits.append(node)
-            self.loop.carries.append(self.graph.carry(self.loop, i, (self.length, *shape), leaves, kind.gaussian, kind.row))
+            self.loop.carries.append(
+                self.graph.carry(self.loop, i, (self.length, *shape), leaves, kind.gaussian, kind.row)
+            )
 
     def _fresh(self) -> frozenset[Leaf]:
         """Parameters that come in only as the slices of this loop: every step has entries of its own."""
         own: set[Leaf] = set()
         for x in self.xs:
-            indices = x.indices if isinstance(x, Mat) else x.node.indices if isinstance(x, Ket) and isinstance(x.node, Product) and isinstance(x.node.operand, Const) else ()
+            indices = (
+                x.indices
+                if isinstance(x, Mat)
+                else x.node.indices
+                if isinstance(x, Ket) and isinstance(x.node, Product) and isinstance(x.node.operand, Const)
+                else ()
+            )
             if any(isinstance(a, np.ndarray) and len(np.unique(a)) == self.length for _, a in indices):
                 own |= _leaves(x)
         counted = [leaf for x in self.xs for leaf in _leaves(x)]
         others = frozenset().union(*(_leaves(v) for v in (*self.consts, *self.carry)))
         return frozenset(leaf for leaf in own if counted.count(leaf) == 1 and leaf not in others)
 
-    def interpret(self, k: Any, dets: Sequence[Any], xs: Sequence[Any], kinds: Sequence[Kind], state: dict[Hashable, Any]) -> Any:
+    def interpret(
+        self, k: Any, dets: Sequence[Any], xs: Sequence[Any], kinds: Sequence[Kind], state: dict[Hashable, Any]
+    ) -> Any:
         g, it = self.graph, self.it
         dyn = Dyn(k)
         frame = Frame(self.loop, self.loop, k, self.length, dyn, dyn, False, state, first=True)
@@ -162,7 +206,9 @@ class Body:
         axis = atoms[0].axis
         entries: list[Any] = [i if i < axis else i - 1 for i in range(x.rank)]
         entries[axis] = dyn
-        layout = tuple(tuple(Ax(a.axis - (a.axis > axis), a.size) if isinstance(a, Ax) else a for a in at) for at in x.layout[1:])
+        layout = tuple(
+            tuple(Ax(a.axis - (a.axis > axis), a.size) if isinstance(a, Ax) else a for a in at) for at in x.layout[1:]
+        )
         return x.with_view(self.graph, ViewMap(x.rank - 1, tuple(entries)), layout)
 
     def _standard(self, v: Value) -> Value:
@@ -193,7 +239,9 @@ class Body:
             changed = False
             for key, (a, b, e) in list(asked.items()):
                 if key not in inits:
-                    inits[key] = gram(self._view(self.loop.inits, a), self._view(self.loop.inits, b) if isinstance(b, Ask) else b, e)
+                    inits[key] = gram(
+                        self._view(self.loop.inits, a), self._view(self.loop.inits, b) if isinstance(b, Ask) else b, e
+                    )
                     changed = True
                     if inits[key] is not ZERO:
                         state[key] = jnp.asarray(inits[key])
@@ -214,7 +262,9 @@ class Body:
         self.keys = list(state)
         self.asked = asked
         self.inits = [
-            jnp.zeros(v.shape, v.dtype) if inits[k] is ZERO else jnp.broadcast_to(jnp.asarray(inits[k], v.dtype), v.shape)
+            jnp.zeros(v.shape, v.dtype)
+            if inits[k] is ZERO
+            else jnp.broadcast_to(jnp.asarray(inits[k], v.dtype), v.shape)
             for k, v in state.items()
         ]
         return None
@@ -248,13 +298,17 @@ class Body:
                 new = []
                 for key, old in zip(self.keys, states, strict=True):
                     value = self.advance(child, outs, self.asked[key])
-                    new.append(jnp.zeros_like(old) if value is ZERO else jnp.broadcast_to(value, old.shape).astype(old.dtype))
+                    new.append(
+                        jnp.zeros_like(old) if value is ZERO else jnp.broadcast_to(value, old.shape).astype(old.dtype)
+                    )
             arrays: dict[int, Any] = {}
             for v in outs:
                 if isinstance(v, Ket):
                     _collect(v.node, arrays)
             found.update(outs=outs, arrays=list(arrays.values()))
-            next_dets = [jnp.broadcast_to(jnp.asarray(outs[i].val, d.dtype), d.shape) for i, d in zip(det_at, dets, strict=True)]
+            next_dets = [
+                jnp.broadcast_to(jnp.asarray(outs[i].val, d.dtype), d.shape) for i, d in zip(det_at, dets, strict=True)
+            ]
             ys = [outs[i].val for i in range(len(kinds), len(outs)) if isinstance(outs[i], Det)]
             return (next_dets, new), (states, [jnp.asarray(a) for a in found["arrays"]], [jnp.asarray(y) for y in ys])
 
@@ -400,7 +454,9 @@ class Lift:
         if isinstance(node, Product):
             inner = rank + node.contracted
             indices = tuple((k, self.array(a, inner)) for k, a in node.indices)
-            return g.product(node.leaf, node.copy, self(node.operand), node.contracted, node.row, node.col, indices, node.line)
+            return g.product(
+                node.leaf, node.copy, self(node.operand), node.contracted, node.row, node.col, indices, node.line
+            )
         if isinstance(node, Const):
             return g.const(self.array(node.array, rank))
         if isinstance(node, Sum):
@@ -415,7 +471,9 @@ class Lift:
 # --- unrolled ---------------------------------------------------------------------------------------------
 
 
-def unrolled(it: Interpreter, body: Any, consts: list[Value], carry: list[Value], xs: list[Value], length: int, reverse: bool) -> list[Value]:
+def unrolled(
+    it: Interpreter, body: Any, consts: list[Value], carry: list[Value], xs: list[Value], length: int, reverse: bool
+) -> list[Value]:
     eqn = it.eqn
     assert eqn is not None
     collected: list[list[Value]] = []

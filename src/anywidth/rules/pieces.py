@@ -70,7 +70,9 @@ def distribute(it: Interpreter, eqn: Eqn, inputs: list[Value]) -> Any:
             return Cat(tuple(q for p in inputs for q in (p.parts if isinstance(p, Cat) else (p,))), axis)
         other = next(p for p in inputs if isinstance(p, Cat) and p.axis != axis)
         columns = [parts_like(it, p, other.axis, other.sizes) for p in inputs]
-        return Cat(tuple(linear.concatenate(it, *row, dimension=axis) for row in zip(*columns, strict=True)), other.axis)
+        return Cat(
+            tuple(linear.concatenate(it, *row, dimension=axis) for row in zip(*columns, strict=True)), other.axis
+        )
     if name == "dot_general":
         return _dot(it, eqn, *inputs)
     if isinstance(x, Cat):
@@ -149,7 +151,10 @@ def _dot(it: Interpreter, eqn: Eqn, x: Value, y: Value) -> Any:
         shared = own.index(place) if place in own else None
         sizes = cat.sizes
         if shared is not None and isinstance(other, Cat) and other.axis == shared:
-            both = [cat, replace(other, axis=cat.axis, parts=tuple(_renamed(q, other.axis, cat.axis) for q in other.parts))]
+            both = [
+                cat,
+                replace(other, axis=cat.axis, parts=tuple(_renamed(q, other.axis, cat.axis) for q in other.parts)),
+            ]
             sizes = tuple(_common_cuts(both))
         others = [other] * len(sizes) if shared is None else parts_like(it, other, shared, sizes)
         mine = parts_like(it, cat, cat.axis, sizes)
@@ -177,7 +182,9 @@ def added(it: Interpreter, results: list[Any]) -> Any:
         for r in results[1:]:
             top, vals = elementwise.common_power([total, r])
             noise = elementwise._noise(total.noise, r.noise)
-            total = Det(vals[0] + vals[1], top, total.shape, zero=total.zero and r.zero, noise=noise, line=total.line or r.line)
+            total = Det(
+                vals[0] + vals[1], top, total.shape, zero=total.zero and r.zero, noise=noise, line=total.line or r.line
+            )
         return total
     return elementwise.total(it, [(1.0, r) for r in results])
 

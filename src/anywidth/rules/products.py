@@ -89,7 +89,9 @@ def _numbers(it: Interpreter, x: Det, y: Det, p: Plan, dimension_numbers: Any) -
     lengths = [1 if is_wide(s) else s for s in shape[p.outer :]]
     val = evaluated(lambda u, v: weighted_sum(u, v, p.summed, lengths) * factor, a.val, b.val)
     noises = [n + o.power for n, o in ((x.noise, y), (y.noise, x)) if n is not None]
-    return Det(val, power, shape[: p.outer], zero=x.zero or y.zero, noise=max(noises, default=None), line=x.line or y.line)
+    return Det(
+        val, power, shape[: p.outer], zero=x.zero or y.zero, noise=max(noises, default=None), line=x.line or y.line
+    )
 
 
 def contraction(it: Interpreter, a: Any, b: Any, outer: int) -> Value:
@@ -111,7 +113,9 @@ def contraction(it: Interpreter, a: Any, b: Any, outer: int) -> Value:
             raise UnsupportedError("a sum over the width of this kind is not supported")
         return inner_product(it, a, b, outer)
     if isinstance(a, Ket) and isinstance(b, Ket):
-        raise UnsupportedError("two arrays of random vectors are multiplied along a finite axis: the products have no rule")
+        raise UnsupportedError(
+            "two arrays of random vectors are multiplied along a finite axis: the products have no rule"
+        )
     return _mixed(it, a, b, outer)
 
 
@@ -144,7 +148,9 @@ def _mixed(it: Interpreter, a: Any, b: Any, outer: int) -> Ket:
         out = it.graph.product(raw.leaf, raw.copy, weight, summed, raw.row, raw.col, raw.indices, raw.line)
         full = np.broadcast_shapes(weight.shape, *(np.shape(v) for _, v in raw.indices))
         node_lengths = lengths_of(layout, outer)
-        factor = np.prod([n for n, m in zip(node_lengths, full[len(full) - summed :], strict=True) if m == 1], initial=1)
+        factor = np.prod(
+            [n for n, m in zip(node_lengths, full[len(full) - summed :], strict=True) if m == 1], initial=1
+        )
         return Ket(out if factor == 1 else it.graph.scale(float(factor), out), layout[:outer], power)
     return Ket(summed_node(it, node, c, summed, lengths_of(layout, outer)), layout[:outer], power)
 
@@ -247,7 +253,9 @@ def _with_mean(it: Interpreter, mat: Mat, k: Ket, summed: int, out: Ket, lengths
     average = it.mean(k.node)
     if average is ZERO:
         return out
-    size = next(a.size for axis in mat.layout for a in axis if isinstance(a, Wide) and a.number in [r.axis for r in mat.rows])
+    size = next(
+        a.size for axis in mat.layout for a in axis if isinstance(a, Wide) and a.number in [r.axis for r in mat.rows]
+    )
     constant = weighted_sum(None, average, summed, lengths) * (value * float(affine(size)[0]))
     shift = Ket(it.graph.const(constant), out.layout, k.power + mean_power + 1)
     return total(it, [(1.0, out), (1.0, shift)])
@@ -289,7 +297,14 @@ def inner_product(it: Interpreter, a: Ket, b: Ket, outer: int) -> Value:
 
 
 def number(
-    it: Interpreter, value: Any, power: Fraction, size: Size, summed: int, lengths: Sequence[int], layout: Layout, shape: Any
+    it: Interpreter,
+    value: Any,
+    power: Fraction,
+    size: Size,
+    summed: int,
+    lengths: Sequence[int],
+    layout: Layout,
+    shape: Any,
 ) -> Det:
     """A sum over the width: n E[...], and noise of order sqrt(n) besides."""
     finite = [a.size for axis in layout for a in axis if isinstance(a, Ax)]
@@ -328,7 +343,9 @@ def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
     line = it.eqn.line  # type: ignore[union-attr]
     node = it.graph.product(raw.leaf, it.copy, operand, summed, None, raw.row, raw.indices, line)
     full = np.broadcast_shapes(operand.shape, *(np.shape(i) for _, i in raw.indices))
-    factor = float(np.prod([n for n, f in zip(lengths_of(layout, outer), full[node_rank:], strict=True) if f == 1], initial=1))
+    factor = float(
+        np.prod([n for n, f in zip(lengths_of(layout, outer), full[node_rank:], strict=True) if f == 1], initial=1)
+    )
     if factor != 1.0:
         node = it.graph.scale(factor, node)
     return Ket(node, layout[:outer], v.power + s.power + Fraction(1, 2))
