@@ -38,8 +38,8 @@ def is_tracer(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
-def user_line(eqn: Any) -> str:
-    """`file:line (function)` of the innermost frame of the user's own code."""
+def user_line(eqn: Any) -> str | None:
+    """`file:line (function)` of the innermost frame of the user's own code, if there is one."""
     traceback = getattr(eqn.source_info, "traceback", None)
     for frame in getattr(traceback, "frames", ()) or ():
         name = frame.file_name
@@ -47,7 +47,7 @@ def user_line(eqn: Any) -> str:
         if inside or name.startswith(_JAX_DIR) or name.startswith("<frozen"):
             continue
         return f"{name}:{frame.line_num} ({frame.function_name})"
-    return "an unknown line"
+    return None
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:

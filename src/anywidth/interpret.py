@@ -189,8 +189,10 @@ class Interpreter:
                 pushed = self.graph.push(x)
                 return variable(x) if pushed is x else of(pushed)
             if isinstance(x, Sum):
-                gaussian = [(c, t) for c, t in x.terms if t.gaussian]
-                rest = [(c, t) for c, t in x.terms if not t.gaussian]
+                # everything Gaussian in it is one Gaussian
+                terms = flat_terms(self.graph, x)
+                gaussian = [(c, t) for c, t in terms if t.gaussian]
+                rest = [(c, t) for c, t in terms if not t.gaussian]
                 pieces = [of(self.graph.sum(gaussian))] if gaussian else []
                 pieces += [of(t) if c is None else ("mul", (), coefficient(c), of(t)) for c, t in rest]
                 total = pieces[0]
@@ -263,6 +265,21 @@ class Interpreter:
         if isinstance(c, float) and c == 1.0:
             return Ket(y.node, y.layout, power)
         return Ket(self.graph.scale(c, y.node), y.layout, power)
+
+
+def flat_terms(graph: Graph, x: Node) -> list[tuple[Any, Node]]:
+    """The terms of a sum, with the terms of those that are sums themselves; what is Gaussian is left whole."""
+    if x.gaussian:
+        return [(None, x)]
+    if isinstance(x, View) and isinstance(x.operand, Sum | View):
+        pushed = graph.push(x)
+        return [(None, x)] if pushed is x else flat_terms(graph, pushed)
+    if not isinstance(x, Sum):
+        return [(None, x)]
+    out = []
+    for c, t in x.terms:
+        out += [(d if c is None else c if d is None else evaluated(lambda a, b: a * b, c, d), u) for d, u in flat_terms(graph, t)]
+    return out
 
 
 def located(graph: Graph, e: SeveralError, eqn: Eqn) -> UnsupportedError:

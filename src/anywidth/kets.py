@@ -296,7 +296,7 @@ class Graph:
             entries = tuple(self._through(e, view) for e in operand.view.entries)
             return self.view(operand.operand, ViewMap(view.rank, entries))
         if isinstance(operand, Const):
-            return self.const(self.viewed(operand.array, view))
+            return self.const(self.viewed(operand.array, view, aligned=True))
         # an axis of size one reads the same wherever it is read
         entries = tuple(
             self._index(np.zeros((1,) * view.rank, np.int64)) if n == 1 and not isinstance(e, int) else e
@@ -331,9 +331,12 @@ class Graph:
     def index(self, array: Array) -> Index:
         return self._index(array)
 
-    def viewed(self, array: Array, view: ViewMap) -> Array:
-        """`view_array`, once for each array and view, so that the result is the same object again."""
-        if np.ndim(array) == 0:
+    def viewed(self, array: Array, view: ViewMap, aligned: bool = False) -> Array:
+        """`view_array`, once for each array and view, so that the result is the same object again.
+
+        A number stays a number, unless it has to be aligned with the axes of the view.
+        """
+        if np.ndim(array) == 0 and not aligned:
             return array
         if view.identity and view.rank == np.ndim(array):
             return array

@@ -129,11 +129,7 @@ class Eqn:
     outputs: tuple[Var | None, ...]
     params: dict[str, Any]
     raw: dict[str, Any]  # the parameters at the first width
-    origin: Any
-
-    @property
-    def line(self) -> str:
-        return _compat.user_line(self.origin)
+    line: str  # of the user's code
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,11 +158,11 @@ def trace(function: Callable[[int], Callable[..., Any]], arguments: Callable[[in
     return _lined_up(jaxprs), trees[0]
 
 
-def _lined_up(closed: Sequence[Any]) -> Program:
+def _lined_up(closed: Sequence[Any], called_at: str | None = None) -> Program:
     opened = [_compat.open_jaxpr(j) for j in closed]
     jaxprs = [j for j, _ in opened]
     env: dict[Any, Var | Const] = {}
-    last_line = "its first line"
+    last_line = called_at or "its first line"
 
     def differs(what: str) -> NoLimitError:
         return NoLimitError(
@@ -229,7 +225,8 @@ def _lined_up(closed: Sequence[Any]) -> Program:
     eqns = []
     for eqn_group in _zip_eqns(jaxprs, differs):
         first = eqn_group[0]
-        last_line = _compat.user_line(first)
+        # inside a library function there is no line of the user's: then it is the line of the call
+        last_line = _compat.user_line(first) or called_at or "an unknown line"
         if any(e.primitive.name != first.primitive.name for e in eqn_group) or any(
             len(e.invars) != len(first.invars) for e in eqn_group
         ):
@@ -238,7 +235,7 @@ def _lined_up(closed: Sequence[Any]) -> Program:
         operands = tuple(read(vs) for vs in zip(*(e.invars for e in eqn_group), strict=True))
         outputs = tuple(bind(vs) for vs in zip(*(e.outvars for e in eqn_group), strict=True))
         params = _params([e.params for e in eqn_group], last_line, differs)
-        eqns.append(Eqn(first.primitive.name, first.primitive, operands, outputs, params, first.params, first))
+        eqns.append(Eqn(first.primitive.name, first.primitive, operands, outputs, params, first.params, last_line))
     outputs = tuple(read(vs) for vs in zip(*(j.outvars for j in jaxprs), strict=True))
     return _without_dead_code(Program(inputs, outputs, tuple(eqns)))
 
@@ -253,7 +250,7 @@ def _zip_eqns(jaxprs: Sequence[Any], differs: Callable[[str], NoLimitError]) -> 
 def _params(group: Sequence[Any], line: str, differs: Callable[[str], NoLimitError]) -> Any:
     first = group[0]
     if isinstance(first, _compat.ClosedJaxpr | _compat.Jaxpr):
-        return _lined_up(group)
+        return _lined_up(group, line)
     if isinstance(first, dict):
         return {k: _params([g[k] for g in group], line, differs) for k in first}
     if isinstance(first, tuple | list):

@@ -138,7 +138,7 @@ def _group(gram: Any, variables: list[Any], cov: Any) -> Any:
         return value if value is ZERO else value * coef if not (known(coef) and coef == 1.0) else value
     if len(variables) == 1:
         return _mean(gram, *variables[0][1:])
-    if len(variables) == 2 and variables[0][0] != variables[1][0]:
+    if len(variables) == 2:
         (_, u, f), (_, v, g) = variables
         if monomial(f) and monomial(g) and f.k == g.k == 1:
             return times(f.plus * g.plus, cov(0, 1))
