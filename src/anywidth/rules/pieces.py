@@ -118,7 +118,7 @@ def _one_or_many(it: Interpreter, eqn: Eqn, inputs: list[Value]) -> Any:
 
 
 def as_one(it: Interpreter, x: Cat) -> Value:
-    total, at = None, 0
+    at = 0
     length = int(x.shape[x.axis])  # type: ignore[arg-type]
     terms = []
     for p in x.parts:
@@ -137,7 +137,6 @@ def as_one(it: Interpreter, x: Cat) -> Value:
         mask = ((position >= 0) & (position < size)).astype(np.float64)
         mask = mask.reshape([length if a == x.axis else 1 for a in range(len(x.shape))])
         terms.append((1.0, it.scale(Det(mask, k.power * 0, mask.shape), k)))
-    del total
     return elementwise.total(it, terms)
 
 
@@ -177,6 +176,12 @@ def _renamed(q: Any, axis: int, to: int) -> Any:
 
 
 def added(it: Interpreter, results: list[Any]) -> Any:
+    cats = [r for r in results if isinstance(r, Cat)]
+    if cats:
+        axis = cats[0].axis
+        sizes = _common_cuts([c for c in cats if c.axis == axis])
+        columns = [parts_like(it, r, axis, sizes) for r in results]
+        return joined(it, [added(it, list(row)) for row in zip(*columns, strict=True)], axis)
     if all(isinstance(r, Det) for r in results):
         total = results[0]
         for r in results[1:]:

@@ -14,7 +14,7 @@ from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.expr import substituted, variables
 from anywidth.inner import ZERO, weighted_sum
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import Const, Node, Pointwise, Product, View, ViewMap, expand, is_zero
+from anywidth.kets import Const, Contract, Leaf, Node, Pointwise, Product, Sum, View, ViewMap, expand, is_zero
 from anywidth.trace import Size, affine, is_wide
 from anywidth.values import Ax, Det, Ket, Layout, Mat, Value, Wide, common_sizes, refined, to_ket
 
@@ -319,9 +319,13 @@ def number(
 
 
 def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
-    """v.s with v a parameter on which s does not depend: a Gaussian number of order sqrt(n)."""
+    """v.s with v a parameter of which the coordinates of s are independent: a Gaussian number of order sqrt(n).
+
+    s may depend on v through products with other parameters (an embedding that is the readout too): its
+    coordinates are independent of those of v all the same, and so they are in the other copy.
+    """
     raw = _raw(it, v.node)
-    if raw is None or not isinstance(raw.operand, Const) or raw.leaf in s.node.leaves:
+    if raw is None or not isinstance(raw.operand, Const) or _seen(raw.leaf, s.node):
         return None
     (x, y), layout, summed = _aligned(it, [v, s], outer)
     if any(isinstance(a, Wide) for axis in layout[:outer] for a in axis):
@@ -351,6 +355,21 @@ def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
     return Ket(node, layout[:outer], v.power + s.power + Fraction(1, 2))
 
 
+def _seen(leaf: Leaf, node: Node) -> bool:
+    """Whether the coordinates of a node depend on the same coordinates of a parameter."""
+    if leaf not in node.leaves:
+        return False
+    if isinstance(node, Product):
+        return node.col is None or node.leaf is leaf
+    if isinstance(node, Sum):
+        return any(_seen(leaf, t) for _, t in node.terms)
+    if isinstance(node, Pointwise):
+        return any(_seen(leaf, a) for a in node.args)
+    if isinstance(node, Contract | View):
+        return _seen(leaf, node.operand)
+    return True
+
+
 def readout_of_product(it: Interpreter, x: Ket, outer: int) -> Ket | None:
     """sum(v * h) written as a coordinatewise product and a sum: the same readout."""
     node = x.node
@@ -368,7 +387,7 @@ def readout_of_product(it: Interpreter, x: Ket, outer: int) -> Ket | None:
         if raw is None:
             continue
         h = _as_node(it, rest, node)
-        if raw.leaf in h.leaves:
+        if _seen(raw.leaf, h):
             continue
         v_ket = Ket(_full_rank(it, node.args[v[1]], node.rank), x.layout, x.power)
         return readout(it, v_ket, Ket(_full_rank(it, h, node.rank), x.layout), outer)
