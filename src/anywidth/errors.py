@@ -22,5 +22,9 @@ class InputError(AnywidthError, ValueError):
     """The inputs cannot be right: NaN, infinite, or of a shape that does not fit."""
 
 
+class AccuracyWarning(UserWarning):
+    """The standard error of a kernel that had to be sampled is above the tolerance, at the end of the budget."""
+
+
 class NeedsUnroll(Exception):
     """Internal: this loop must be unrolled (its carry needs more than its own grams)."""

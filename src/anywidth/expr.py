@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from anywidth import _compat
 from anywidth.expect.closed import ErfPower, ExpPower, GaussPower, Power, TrigPower, evaluate
@@ -541,6 +542,12 @@ def variables(e: Expr) -> set[int]:
     return set().union(*(variables(a) for a in e[2:]))
 
 
+# primitives whose parameters an expression does not carry
+_PLAIN: dict[str, Callable[..., Any]] = {
+    name: getattr(lax, name) for name in ("add", "sub", "mul", "div", "max", "min", "pow", *COMPARE, "eq", "ne")
+}
+
+
 def bind(head: str, params: tuple[tuple[str, Any], ...], operands: Sequence[Any]) -> Any:
     """Applies a primitive to operands of different shapes and Python numbers, broadcasting them."""
     if head == "relu":
@@ -571,7 +578,8 @@ def bind(head: str, params: tuple[tuple[str, Any], ...], operands: Sequence[Any]
                 for a in arrays
             ]
     shape = np.broadcast_shapes(*(a.shape for a in arrays))
-    return PRIMITIVES[head].bind(*(jnp.broadcast_to(a, shape) for a in arrays), **dict(params))
+    arrays = [jnp.broadcast_to(a, shape) for a in arrays]
+    return _PLAIN[head](*arrays) if head in _PLAIN else PRIMITIVES[head].bind(*arrays, **dict(params))
 
 
 def _select(which: Any, cases: Sequence[Any]) -> Any:

@@ -17,7 +17,8 @@ derivative is the neural tangent kernel (Price's theorem: d/d eps E[F(theta) G(t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -27,8 +28,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from anywidth import _compat, rules
+from anywidth.accuracy import Accuracy, controlled
 from anywidth.errors import InputError, NeedsUnroll, NoLimitError, UnsupportedError
 from anywidth.expect.choose import SeveralError
+from anywidth.expect.sampler import Sampler
 from anywidth.inner import ZERO, Gram
 from anywidth.interpret import Interpreter, located
 from anywidth.kets import Const, Contract, Graph, Index, Leaf, Node, Product, Rows, Sum, View, ViewMap, is_zero
@@ -39,15 +42,44 @@ from anywidth.values import Ax, Cat, Det, Ket, Mat, Value, Wide
 assert rules is not None  # fills the table of rules
 
 
-class Kernels(NamedTuple):
-    """Both kernels of a pair of examples, from one pass."""
+class Errors(NamedTuple):
+    """Standard errors of the two kernels, of their shapes; exactly zero where everything was integrated."""
 
     nngp: PyTree[Array]
     ntk: PyTree[Array]
 
 
-def nngp(net: Network) -> Callable[[Any, Any], PyTree[Array]]:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Kernels:
+    """Both kernels of a pair of examples, from one pass, and their standard errors.
+
+    It unpacks into the two kernels: `nngp, ntk = kernels(net)(x, y)`. `error` is exactly zero where every expectation
+    had a closed form or was integrated by quadrature, and otherwise the standard error of the sampled estimate.
+    """
+
+    nngp: PyTree[Array]
+    ntk: PyTree[Array]
+    error: Errors
+
+    def __iter__(self) -> Iterator[PyTree[Array]]:
+        return iter((self.nngp, self.ntk))
+
+
+def nngp(
+    net: Network, *, tol: float = 1e-4, seed: int = 0, points: int = 2**14, budget: int = 2**22
+) -> Callable[[Any, Any], PyTree[Array]]:
     """The NNGP kernel of the network in the infinite-width limit.
+
+    Args:
+        net: the network.
+        tol: the standard error that is wanted, relative to the scale of the kernel, of expectations that have to be
+            sampled because neither a closed form nor quadrature applies (gates, maxima: functions of several
+            correlated Gaussians). It plays no part in any other kernel.
+        seed: of the points of such samples. The same seed gives the same numbers.
+        points: how many samples are taken inside a transformation (jit, vmap, grad, `gram`), where their number cannot
+            adapt to the tolerance.
+        budget: how many are taken at most. If that is not enough an `AccuracyWarning` says what was achieved.
 
     Returns:
         A pure function of one pair of examples: for an output of shape S the covariance E[f(x) f(y)] of the
@@ -61,37 +93,50 @@ def nngp(net: Network) -> Callable[[Any, Any], PyTree[Array]]:
 
     Reference: Yang, Tensor Programs I (2019).
     """
-    return _kernel(net, "nngp")
+    return _kernel(net, "nngp", Accuracy(tol, seed, points, budget))
 
 
-def ntk(net: Network) -> Callable[[Any, Any], PyTree[Array]]:
+def ntk(
+    net: Network, *, tol: float = 1e-4, seed: int = 0, points: int = 2**14, budget: int = 2**22
+) -> Callable[[Any, Any], PyTree[Array]]:
     """The neural tangent kernel of the network in the infinite-width limit.
 
     The limit of the sum over all trained parameters of <df(x)/dtheta, df(y)/dtheta>, in the parametrization that
-    the code of the network is. Returns and raises as `nngp`.
+    the code of the network is. Arguments, result and errors as of `nngp`.
 
     Reference: Yang, Tensor Programs II (2020).
     """
-    return _kernel(net, "ntk")
+    return _kernel(net, "ntk", Accuracy(tol, seed, points, budget))
 
 
-def kernels(net: Network) -> Callable[[Any, Any], Kernels]:
-    """Both kernels from one pass: a function of a pair of examples that returns `Kernels(nngp=..., ntk=...)`."""
-    return _kernel(net, "both")
+def kernels(
+    net: Network, *, tol: float = 1e-4, seed: int = 0, points: int = 2**14, budget: int = 2**22
+) -> Callable[[Any, Any], Kernels]:
+    """Both kernels from one pass: a function of a pair of examples that returns `Kernels(nngp, ntk, error)`.
+
+    Arguments and errors as of `nngp`.
+    """
+    return _kernel(net, "both", Accuracy(tol, seed, points, budget))
 
 
-def _kernel(net: Network, which: str) -> Callable[[Any, Any], Any]:
+def _kernel(net: Network, which: str, accuracy: Accuracy) -> Callable[[Any, Any], Any]:
     if not isinstance(net, Network):
         raise TypeError(f"a Network(init, apply) is wanted, not a {type(net).__name__}")
-    compiled = jax.jit(lambda x, y: pair(net, which, x, y))
+    estimate = controlled(lambda x, y, sampler: pair(net, which, x, y, sampler), accuracy, lambda: _traced(net))
 
     def kernel(x: Any, y: Any) -> Any:
-        x, y = _checked(x, "x"), _checked(y, "y")
-        return compiled(x, y)
+        value, error = estimate(_checked(x, "x"), _checked(y, "y"))
+        return Kernels(*value, Errors(*error)) if which == "both" else value
 
     kernel.__name__ = which
     kernel.__doc__ = f"The {which} of a network on one pair of examples."
     return kernel
+
+
+def _traced(net: Network) -> bool:
+    """Whether a variance or a mean is a number that is being transformed."""
+    drawn = jax.tree.leaves(net.init(WIDTHS[0]), is_leaf=lambda p: isinstance(p, Normal))
+    return any(_compat.is_tracer(v) for p in drawn if isinstance(p, Normal) for v in (p.var, p.mean))
 
 
 def _checked(x: Any, name: str) -> Any:
@@ -111,22 +156,27 @@ def _checked(x: Any, name: str) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, x)
 
 
-def pair(net: Network, which: str, x: Any, y: Any) -> Any:
-    """The kernels of one pair; loops stay loops where their recursion closes, and are unrolled otherwise."""
+def pair(net: Network, which: str, x: Any, y: Any, sampler: Sampler | None = None) -> Any:
+    """The kernels of one pair; loops stay loops where their recursion closes, and are unrolled otherwise.
+
+    The NNGP kernel, or the NTK, or ("both") the two.
+    """
+    sampler = sampler or Sampler()
     try:
-        return _pair(net, which, x, y, False)
+        return _pair(net, which, x, y, sampler, False)
     except NeedsUnroll:
-        return _pair(net, which, x, y, True)
+        return _pair(net, which, x, y, sampler, True)
 
 
-def _pair(net: Network, which: str, x: Any, y: Any, unrolled: bool) -> Any:
+def _pair(net: Network, which: str, x: Any, y: Any, sampler: Sampler, unrolled: bool) -> Any:
     """The two interpretations, and the derivative in epsilon."""
     dtype = jnp.result_type(
         *(a.dtype for a in jax.tree.leaves((x, y)) if jnp.issubdtype(a.dtype, jnp.floating)), jnp.float32
     )
     if not any(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves((x, y))):
         dtype = jnp.dtype(jnp.result_type(float))
-    graph = Graph()
+    sampler.dtype, sampler.used = dtype, False
+    graph = Graph(sampler=sampler)
     gram = Gram(graph)
     parameters = read_parameters(net, dtype)
     outputs, tree = [], None
@@ -149,7 +199,7 @@ def _pair(net: Network, which: str, x: Any, y: Any, unrolled: bool) -> Any:
     zero = jnp.zeros((), dtype)
     value, slope = jax.jvp(at, (zero,), (jnp.ones((), dtype),))
     value, slope = jax.tree.unflatten(tree, value), jax.tree.unflatten(tree, slope)
-    return slope if which == "ntk" else Kernels(value, slope)
+    return slope if which == "ntk" else (value, slope)
 
 
 # --- reading the network ---------------------------------------------------------------------------------
@@ -398,4 +448,4 @@ def _copies(node: Node, axis: int) -> bool:
     return len(moving) == 1 and isinstance(moving[0], np.ndarray) and len(np.unique(moving[0])) == moving[0].shape[axis]
 
 
-__all__ = ["Const", "Kernels", "kernels", "nngp", "ntk"]
+__all__ = ["Const", "Errors", "Kernels", "kernels", "nngp", "ntk"]

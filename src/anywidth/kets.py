@@ -212,6 +212,7 @@ class Graph:
     local: int = 0
     origin: dict[Node, Any] = field(default_factory=dict)  # the equation that made a Pointwise
     current: Any = None  # the equation being interpreted
+    sampler: Any = None  # the settings of what has to be sampled (expect/sampler.py)
 
     def _make(self, cls: type, key: Hashable, children: Sequence[Node], **fields: Any) -> Any:
         key = (cls, key)

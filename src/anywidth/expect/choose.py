@@ -3,7 +3,7 @@
 Both sides are brought to normal form (`expr.py`), a sum of monomials, and the Gaussians of a pair of monomials
 are grouped by dependence. A product of independent groups factorises. A group of one Gaussian is a mean; of one
 on each side, a closed form (`closed.py`) or quadrature (`quadrature.py`); powers of any number of Gaussians
-follow by Isserlis' theorem; a batch normaliser goes to `normalised.py`. Anything else is refused.
+follow by Isserlis' theorem; a batch normaliser goes to `normalised.py`. Anything else is sampled (`sampled.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
-from anywidth.expect import closed, normalised, quadrature
+from anywidth.expect import closed, normalised, quadrature, sampled
 from anywidth.expr import (
     IDENTITY,
     Generic,
@@ -37,17 +37,13 @@ def expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
 
     try:
         (left, left_args), (right, right_args) = forms(gram, a), forms(gram, b)
+        total: Any = ZERO
+        for x in left:
+            for y in right:
+                total = add(total, _pair(gram, x, left_args, y, right_args, eps))
+        return total
     except SeveralGaussians:
-        raise _several(a if isinstance(a, Pointwise) else b) from None
-    total: Any = ZERO
-    for x in left:
-        for y in right:
-            try:
-                value = _pair(gram, x, left_args, y, right_args, eps)
-            except SeveralGaussians:
-                raise _several(a if isinstance(a, Pointwise) else b) from None
-            total = add(total, value)
-    return total
+        return sampled.expectation(gram, a, b, eps)
 
 
 def forms(gram: Any, node: Node) -> tuple[list[Mono], tuple[Node, ...]]:
@@ -75,19 +71,11 @@ def _no_variance(node: Node) -> bool:
     return bool(children) and all(_no_variance(c) for c in children)
 
 
-def _several(node: Node) -> UnsupportedError:
-    line = node.expr_line if hasattr(node, "expr_line") else ""
-    return SeveralError(node, line)
-
-
 class SeveralError(UnsupportedError):
     """Carries the node, so that the interpreter can name the user's line."""
 
-    def __init__(self, node: Node, line: str) -> None:
-        super().__init__(
-            "this is a function of several correlated Gaussians (a gate, a maximum over kets, a product of "
-            "branches, a nonlinearity after a nonlinear branch), which anywidth cannot integrate yet"
-        )
+    def __init__(self, node: Node, message: str) -> None:
+        super().__init__(message)
         self.node = node
 
 
@@ -101,12 +89,12 @@ def _pair(gram: Any, x: Mono, xs: tuple[Node, ...], y: Mono, ys: tuple[Node, ...
     if any(not node.gaussian for _, node, _ in variables):
         raise SeveralGaussians
     n = len(variables)
-    frozen = any(jumps(atom) for _, _, atom in variables)  # a jump has derivative zero almost everywhere
+    frozen = [jumps(atom) for _, _, atom in variables]  # a jump has derivative zero almost everywhere
     cov: dict[tuple[int, int], Any] = {}
     for i in range(n):
         for j in range(i + 1, n):
             cross = variables[i][0] != variables[j][0]
-            cov[i, j] = gram(variables[i][1], variables[j][1], eps and cross and not frozen)
+            cov[i, j] = gram(variables[i][1], variables[j][1], eps and cross and not frozen[i] and not frozen[j])
     total: Any = coef
     for group in _groups(n, cov):
         value = _group(gram, [variables[i] for i in group], lambda i, j, g=group: cov[g[i], g[j]])

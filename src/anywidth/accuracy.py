@@ -1,0 +1,152 @@
+"""Kernels whose expectations had to be sampled: as many points as the tolerance needs, and the error that remains.
+
+What is computed is a function of a pair of examples and of a `Sampler`. It is run for every randomisation of the points;
+the mean is the answer and the standard error of the mean goes with it, exactly zero where nothing was sampled. Called
+with ordinary arrays, the number of points grows until the standard error is below the tolerance or the budget is spent.
+Inside a transformation (jit, vmap, grad, `anywidth.gram`) nothing can depend on an error: there the number of points is
+fixed beforehand.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from anywidth import _compat
+from anywidth.errors import AccuracyWarning
+from anywidth.expect.points import MOST
+from anywidth.expect.sampler import LEAST, RANDOMISATIONS, Sampler
+
+__all__ = ["Accuracy", "controlled"]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How well expectations that have to be sampled are computed.
+
+    Args:
+        tol: the standard error that is wanted, relative to the scale of the kernel: the largest of |K(x, y)| and of
+            the root of K(x, x) K(y, y), over the entries of the kernel.
+        seed: of the points. The same seed gives the same numbers.
+        points: how many samples a kernel takes inside a transformation, where it cannot adapt to the tolerance.
+        budget: how many it takes at most.
+    """
+
+    tol: float = 1e-4
+    seed: int = 0
+    points: int = 2**14
+    budget: int = 2**22
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.tol, int | float) and self.tol > 0):
+            raise ValueError(f"tol is a positive number, and it is {self.tol!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed is a nonnegative integer, and it is {self.seed!r}")
+        for name in ("points", "budget"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is a positive integer, and it is {value!r}")
+
+    def count(self, samples: int) -> int:
+        """Points in each randomisation, a power of two."""
+        return min(max(2 ** round(math.log2(max(samples / RANDOMISATIONS, 1))), LEAST), MOST)
+
+
+Run = Callable[[Any, Any, Sampler], Any]
+
+
+def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """The kernel, a pytree, and its standard errors, as a function of two examples (pytrees of arrays).
+
+    `traced()` tells whether the network itself holds numbers that are being transformed (a variance that is
+    differentiated in).
+    """
+    exact: set[Any] = set()  # the shapes of examples for which nothing is sampled
+
+    def estimates(x: Any, y: Any, count: Any) -> tuple[Any, Any]:
+        used = False
+
+        def one(number: Any) -> Any:
+            nonlocal used
+            sampler = Sampler(count, number, accuracy.seed)
+            out = run(x, y, sampler)
+            used |= sampler.used
+            return out
+
+        values = jax.vmap(one)(jnp.arange(RANDOMISATIONS))
+        if not used:
+            exact.add(_key(x, y))
+            value = jax.tree.map(lambda a: a[0], values)
+            return value, jax.tree.map(jnp.zeros_like, value)
+        mean = jax.tree.map(lambda a: a.mean(0), values)
+        error = jax.tree.map(lambda a: a.std(0, ddof=1) / math.sqrt(RANDOMISATIONS), values)
+        return mean, error
+
+    fixed = jax.jit(lambda x, y: estimates(x, y, accuracy.count(accuracy.points)))
+    growing = jax.jit(estimates)
+
+    def adaptive(x: Any, y: Any) -> tuple[Any, Any]:
+        last = accuracy.count(accuracy.budget)
+        count = min(LEAST * 2, last)
+        scale: Any = None
+        while True:
+            value, error = growing(x, y, jnp.int32(count))
+            if _key(x, y) in exact or any(map(_compat.is_tracer, jax.tree.leaves(value))):
+                return value, error
+            excess = _excess(error, value) / accuracy.tol
+            if excess > 1:
+                scale = own_scale(x, y) if scale is None else scale
+                excess = _excess(error, value, scale) / accuracy.tol
+            if not excess > 1 or count >= last:
+                if excess > 1:
+                    warnings.warn(
+                        f"the standard error of a sampled kernel is {excess * accuracy.tol:.1g} of its scale and the "
+                        f"tolerance is {accuracy.tol:.1g}, with {count * RANDOMISATIONS} samples, which is the budget. "
+                        "Pass a larger budget= or tol=",
+                        AccuracyWarning,
+                        stacklevel=4,
+                    )
+                return value, error
+            # errors of these points fall faster than the root of their number
+            count = min(count * 2 ** min(max(math.ceil(math.log2(excess) * 1.2), 1), 6), last)
+
+    def own_scale(x: Any, y: Any) -> list[float]:
+        """The root of K(x, x) K(y, y) for each leaf, to a digit or two."""
+        own = [growing(e, e, jnp.int32(LEAST))[0] for e in (x, y)]
+        return [
+            math.sqrt(float(np.abs(p).max()) * float(np.abs(q).max()))
+            for p, q in zip(*map(jax.tree.leaves, own), strict=True)
+        ]
+
+    def kernel(x: Any, y: Any) -> tuple[Any, Any]:
+        inside = traced() or any(map(_compat.is_tracer, jax.tree.leaves((x, y))))
+        if inside:
+            return fixed(x, y)
+        value, error = adaptive(x, y)
+        if any(map(_compat.is_tracer, jax.tree.leaves(value))):  # apply closes over numbers that are transformed
+            return fixed(x, y)
+        return value, error
+
+    return kernel
+
+
+def _key(x: Any, y: Any) -> Any:
+    leaves, tree = jax.tree.flatten((x, y))
+    return tree, tuple((jnp.shape(a), jnp.result_type(a)) for a in leaves), bool(jax.config.jax_enable_x64)
+
+
+def _excess(error: Any, value: Any, scale: list[float] | None = None) -> float:
+    """The largest standard error relative to the scale of its kernel."""
+    out = 0.0
+    for i, (e, v) in enumerate(zip(jax.tree.leaves(error), jax.tree.leaves(value), strict=True)):
+        size = max(float(np.abs(v).max(initial=0.0)), 0.0 if scale is None else scale[i])
+        worst = float(np.max(e, initial=0.0))
+        out = max(out, worst / size if size > 0 else (math.inf if worst > 0 else 0.0))
+    return out

@@ -1,0 +1,479 @@
+r"""Expectations of functions of several correlated Gaussians, sampled: E[Y(u) Y'(v)], (u, v) jointly Gaussian.
+
+The Gaussian nodes below both sides are collected, with their joint covariance S = ((S11, C), (C^T, S22)) from `gram`;
+both sides are evaluated at (u, v) = S^(1/2) xi with low-discrepancy normal points xi (`points.py`), and the product is
+averaged. Axes of the request are axes of a batch of such expectations, each with a covariance of its own; contracted
+axes are further coordinates. Where the entries along an axis are mostly functions of the same Gaussians (batch
+normalisation), the whole axis is sampled jointly instead (`_Layout`).
+
+Exchanging the sides exchanges the halves of xi, so every point is used twice, with its halves exchanged: the estimate is
+exactly symmetric.
+
+**Derivatives.** In C by Price's theorem, dE = sum_kl E[d_k Y d_l Y'] dC_kl, with one gradient of each side a sample: this
+is what the NTK asks for, and it is finite at coinciding inputs. In everything else along the path, through the root
+(`roots.py`). The latter is right for functions with kinks and wrong for functions with jumps, for which it is refused;
+the former is the almost-everywhere derivative, the convention of every NTK.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from anywidth.errors import NeedsUnroll, UnsupportedError
+from anywidth.expect.numerics import is_zero
+from anywidth.expect.roots import root
+from anywidth.expect.sampler import Sampler, average, chunk_of
+from anywidth.expr import bind
+from anywidth.kets import Const, Contract, Node, Pointwise, Sum, View, ViewMap
+
+JUMPS = {"sign", "floor", "ceil", "round", "gt", "ge", "lt", "le", "eq", "ne", "select_n", "is_finite", "rem"}
+KINKS = JUMPS | {"max", "min", "abs", "clamp"}
+LARGEST = 1024  # dimensions that are sampled jointly
+
+
+# --- evaluation on samples --------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Side:
+    """A node as a function of its Gaussian nodes (`bases`) and of the arrays in it that are not known numbers."""
+
+    graph: Any
+    node: Node
+    bases: list[Node] = field(default_factory=list)
+    arrays: list[Any] = field(default_factory=list)
+    primitives: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._read(self.node, set())
+
+    def _read(self, x: Node, seen: set[Node]) -> None:
+        if x in seen:
+            return
+        seen.add(x)
+        if isinstance(x, Const):
+            self._array(x.array)
+        elif x.gaussian:
+            self.bases.append(x)
+        elif isinstance(x, View):
+            self._read(self._pushed(x), seen)
+        elif isinstance(x, Sum):
+            for c, t in x.terms:
+                self._array(c)
+                self._read(t, seen)
+        elif isinstance(x, Contract):
+            self._array(x.coef)
+            self._read(x.operand, seen)
+        elif isinstance(x, Pointwise):
+            for c in x.coefs:
+                self._array(c)
+            for a in x.args:
+                self._read(a, seen)
+            self._primitives(x.expr, set())
+        else:
+            raise NeedsUnroll("a loop's carry that is not Gaussian goes into a function of several Gaussians")
+
+    def _pushed(self, x: View) -> Node:
+        y = self.graph.push(x)
+        if y is x:
+            raise NeedsUnroll("a loop's carry that is not Gaussian goes into a function of several Gaussians")
+        return y
+
+    def _array(self, a: Any) -> None:
+        if isinstance(a, jax.Array) and not any(a is b for b in self.arrays):
+            self.arrays.append(a)
+
+    def _primitives(self, e: Any, seen: set[int]) -> None:
+        if e[0] in ("v", "c", "n") or id(e) in seen:
+            return
+        seen.add(id(e))
+        self.primitives.add(e[0])
+        for a in e[2:]:
+            self._primitives(a, seen)
+
+    def value(self, samples: dict[Node, Any], arrays: list[Any], dtype: Any) -> Any:
+        """The node at samples of its bases (N, *their axes): an array (N, *its axes)."""
+        known = {id(old): new for old, new in zip(self.arrays, arrays, strict=True)}
+        memo: dict[Node, Any] = {}
+
+        def array(a: Any) -> Any:
+            a = known.get(id(a), a)
+            if isinstance(a, float | int):
+                return a
+            return jnp.asarray(a, dtype if jnp.issubdtype(jnp.result_type(a), jnp.floating) else None)
+
+        def of(x: Node) -> Any:
+            if x not in memo:
+                memo[x] = new(x)
+            return memo[x]
+
+        def new(x: Node) -> Any:
+            if isinstance(x, Const):
+                return array(x.array)[None]
+            if x.gaussian:
+                return samples[x]
+            if isinstance(x, View):
+                return of(self._pushed(x))
+            if isinstance(x, Sum):
+                return sum((of(t) if c is None else array(c) * of(t) for c, t in x.terms[1:]), first(x.terms[0]))
+            if isinstance(x, Contract):
+                from anywidth.inner import weighted_sum
+
+                k, coef = x.contracted, None if x.coef is None else array(x.coef)[None]
+                full = np.broadcast_shapes(x.operand.shape, np.shape(x.coef) if x.coef is not None else ())
+                return weighted_sum(coef, of(x.operand), k, full[len(full) - k :])
+            assert isinstance(x, Pointwise)
+            return evaluated(x.expr, [of(a) for a in x.args], [array(c) for c in x.coefs])
+
+        def first(term: Any) -> Any:
+            c, t = term
+            return of(t) if c is None else array(c) * of(t)
+
+        return jnp.asarray(of(self.node), dtype)
+
+
+def evaluated(e: Any, args: list[Any], coefs: list[Any]) -> Any:
+    """An expression at the values of its arguments and coefficients; shared parts once."""
+    memo: dict[int, Any] = {}
+
+    def of(e: Any) -> Any:
+        if e[0] in ("v", "c", "n"):
+            return args[e[1]] if e[0] == "v" else coefs[e[1]] if e[0] == "c" else e[1]
+        if id(e) not in memo:
+            memo[id(e)] = bind(e[0], e[1], [of(a) for a in e[2:]])
+        return memo[id(e)]
+
+    return of(e)
+
+
+# --- which coordinates are sampled together ---------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Layout:
+    """The coordinates of the bases, when the axes `joint` of the request are sampled jointly.
+
+    A block is a node whose first `rank` axes are those of the request (of size one along the joint ones) and whose
+    others are coordinates. The same block may serve several bases: `place` has its number and the joint axes that the
+    base has, which come first among the block's coordinates.
+    """
+
+    graph: Any
+    rank: int
+    joint: tuple[int, ...]
+    blocks: list[Node] = field(default_factory=list)
+    place: dict[Node, tuple[int, list[int]]] = field(default_factory=dict)
+
+    def add(self, base: Node) -> None:
+        if base in self.place:
+            return
+        rank = self.rank
+        moved = [i for i in self.joint if base.shape[i] > 1]
+        extra = base.rank - rank
+        entries = [rank + moved.index(i) if i in moved else i for i in range(rank)]
+        entries += [rank + len(moved) + j for j in range(extra)]
+        block = self.graph.view(base, ViewMap(rank + len(moved) + extra, tuple(entries)))
+        for number, other in enumerate(self.blocks):
+            if other.shape == block.shape and _same(self.graph, other, block):
+                self.place[base] = number, moved
+                return
+        self.blocks.append(block)
+        self.place[base] = len(self.blocks) - 1, moved
+
+    def size(self, number: int) -> int:
+        return int(np.prod(self.blocks[number].shape[self.rank :], dtype=int))
+
+    def sample(self, base: Node, z: Any, start: int) -> Any:
+        """The base's values, from those of its block: z[..., start:]."""
+        number, moved = self.place[base]
+        extra = self.blocks[number].shape[self.rank :]
+        z = z[..., start : start + self.size(number)]
+        lead = z.shape[: self.rank + 1]
+        z = z.reshape(*lead, *extra)
+        at = self.rank + 1
+        order = [0] + [at + moved.index(i) if i in moved else 1 + i for i in range(self.rank)]
+        order += list(range(at + len(moved), z.ndim))
+        left = [i for i in range(z.ndim) if i not in order]
+        z = jnp.transpose(z, order + left)
+        return z.reshape(z.shape[: len(order)])
+
+
+def _same(graph: Any, x: Node, y: Node) -> bool:
+    """The same kets, however the views on them are written."""
+    for _ in range(64):
+        if x is y:
+            return True
+        if isinstance(x, View):
+            pushed = graph.push(x)
+            if pushed is x:
+                return False
+            x = pushed
+        elif isinstance(y, View):
+            pushed = graph.push(y)
+            if pushed is y:
+                return False
+            y = pushed
+        else:
+            return False
+    return False
+
+
+def _layouts(graph: Any, left: Side, right: Side) -> tuple[_Layout, _Layout, tuple[int, ...]]:
+    """The layouts of the two sides that cost least, and the shape of the batch of expectations.
+
+    A side whose bases the other shares is joined to it: then all coordinates are in the first layout.
+    """
+    a, b = left.node, right.node
+    rank = a.rank
+    full = np.broadcast_shapes(a.shape, b.shape)
+    axes = [i for i in range(rank) if full[i] > 1]
+    choices = itertools.chain.from_iterable(itertools.combinations(axes, k) for k in range(len(axes) + 1))
+    best: Any = None
+    for joint in itertools.islice(choices, 64):
+        layouts = _Layout(graph, rank, joint), _Layout(graph, rank, joint)
+        for base in left.bases:
+            layouts[0].add(base)
+        shared = any(base in layouts[0].place for base in right.bases)
+        for base in right.bases:
+            layouts[0 if shared else 1].add(base)
+        dimension = sum(lay.size(i) for lay in layouts for i in range(len(lay.blocks)))
+        batch = tuple(1 if i in joint else full[i] for i in range(rank))
+        cost = int(np.prod(batch)) * dimension**2 * (1 if not joint else 3)
+        if dimension <= LARGEST and (best is None or cost < best[0]):
+            best = cost, layouts, batch
+    if best is None:
+        raise UnsupportedError(f"a function of more than {LARGEST} correlated Gaussians has to be sampled")
+    return (*best[1], best[2])
+
+
+def _covariance(gram: Any, first: list[Node], second: list[Node], batch: tuple[int, ...], eps: bool, dtype: Any) -> Any:
+    """(*batch, D, D') covariances of all coordinates of two lists of blocks."""
+    from anywidth.inner import ZERO
+
+    rank = len(batch)
+    graph = gram.graph
+
+    def entry(p: Node, q: Node) -> Any:
+        kp, kq = p.rank - rank, q.rank - rank
+        x = graph.view(p, ViewMap(rank + kp + kq, tuple(range(rank + kp))))
+        y = graph.view(q, ViewMap(rank + kp + kq, (*range(rank), *range(rank + kp, rank + kp + kq))))
+        value = gram(x, y, eps)
+        sp, sq = p.shape[rank:], q.shape[rank:]
+        shape = (*batch, int(np.prod(sp, dtype=int)), int(np.prod(sq, dtype=int)))
+        if value is ZERO:
+            return jnp.zeros(shape, dtype)
+        return jnp.broadcast_to(value, (*batch, *sp, *sq)).reshape(shape).astype(dtype)
+
+    if not first or not second:
+        count = lambda blocks: sum(int(np.prod(p.shape[rank:], dtype=int)) for p in blocks)  # noqa: E731
+        return jnp.zeros((*batch, count(first), count(second)), dtype)
+    if first is second:
+        upper = {(i, j): entry(first[i], first[j]) for i in range(len(first)) for j in range(i, len(first))}
+        rows = [
+            [upper[i, j] if i <= j else jnp.swapaxes(upper[j, i], -1, -2) for j in range(len(first))]
+            for i in range(len(first))
+        ]
+        S = jnp.concatenate([jnp.concatenate(row, -1) for row in rows], -2)
+        return (S + jnp.swapaxes(S, -1, -2)) / 2
+    return jnp.concatenate([jnp.concatenate([entry(p, q) for q in second], -1) for p in first], -2)
+
+
+# --- the expectation -----------------------------------------------------------------------------------------
+
+
+def expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
+    """E[Z^a Z^b] by sampling, an array over the aligned axes of a and b."""
+    graph = gram.graph
+    sampler: Sampler = graph.sampler
+    left, right = Side(graph, a), Side(graph, b)
+    one, two, batch = _layouts(graph, left, right)
+    dtype = sampler.dtype
+    S11 = _covariance(gram, one.blocks, one.blocks, batch, False, dtype)
+    S22 = _covariance(gram, two.blocks, two.blocks, batch, False, dtype)
+    C = _covariance(gram, one.blocks, two.blocks, batch, eps, dtype)
+    return estimate(sampler, _Pair(left, right, one, two, batch, dtype), S11, S22, C)
+
+
+@dataclass(eq=False)
+class _Pair:
+    left: Side
+    right: Side
+    one: _Layout
+    two: _Layout
+    batch: tuple[int, ...]
+    dtype: Any
+
+    def __post_init__(self) -> None:
+        self.starts = [np.cumsum([0] + [x.size(i) for i in range(len(x.blocks))]) for x in (self.one, self.two)]
+        self.sizes = [int(s[-1]) for s in self.starts]
+        used = self.left.primitives | self.right.primitives
+        self.jumps, self.kinks = bool(used & JUMPS), bool(used & KINKS)
+
+    def side(self, number: int, z: tuple[Any, Any], arrays: list[Any]) -> Any:
+        """Y, or Y', at samples (N, *batch, D) of the coordinates of the two layouts."""
+        side = (self.left, self.right)[number]
+        samples = {}
+        for base in side.bases:
+            k = 0 if base in self.one.place else 1
+            layout = (self.one, self.two)[k]
+            samples[base] = layout.sample(base, z[k], int(self.starts[k][layout.place[base][0]]))
+        return side.value(samples, arrays, self.dtype)
+
+    def draw(self, xi: Any, A: Any) -> tuple[Any, Any]:
+        """(u, v) for points (n, 2 m), each used with its halves exchanged as well."""
+        d, e = self.sizes
+        m = xi.shape[-1] // 2 if e else xi.shape[-1]
+        if e:
+            first, second = xi[:, :m], xi[:, m:]
+            first, second = jnp.concatenate([first, second]), jnp.concatenate([second, first])
+            xi = jnp.concatenate([first[:, :d], second[:, :e]], -1)
+        z = jnp.einsum("nq,...pq->n...p", xi, A, precision="highest")
+        return z[..., :d], z[..., d:]
+
+
+def _joined(S11: Any, S22: Any, C: Any) -> Any:
+    top = jnp.concatenate([S11, C], -1)
+    bottom = jnp.concatenate([jnp.swapaxes(C, -1, -2), S22], -1)
+    return jnp.concatenate([top, bottom], -2)
+
+
+def _summed(labels: list[tuple[Any, list[int]]], out: list[int]) -> Any:
+    """einsum where axes of size one are broadcast; the result has an axis for every label of `out`."""
+    sizes: dict[int, int] = {}
+    terms: list[Any] = []
+    for x, names in labels:
+        for n, name in zip(x.shape, names, strict=True):
+            sizes[name] = max(sizes.get(name, 1), n)
+        kept = [i for i, n in enumerate(x.shape) if n > 1]
+        terms += [x.reshape([x.shape[i] for i in kept]), [names[i] for i in kept]]
+    wanted = [name for name in out if sizes[name] > 1]
+    total = jnp.einsum(*terms, wanted, precision="highest", optimize=True)
+    return total.reshape([sizes[name] for name in out])
+
+
+def _mean_product(y: Any, w: Any, n: int) -> Any:
+    """The mean over the samples, the first axis of both, of the product."""
+    axes = list(range(y.ndim))
+    count = max(y.shape[0], w.shape[0])
+    return _summed([(y, axes), (w, axes)], axes[1:]) / count
+
+
+def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
+    d, e = pair.sizes
+    m = max(d, e)
+    static = sampler.count if isinstance(sampler.count, int) else None
+    half = 2 if e else 1
+    chunk = chunk_of(int(np.prod(pair.batch)) * (d + e) * half)
+
+    def mean(f: Any, count: Any, net: Any) -> Any:
+        count = static if static is not None else count
+        return average(f, net, count // half, pair.dtype, chunk)
+
+    def plain(S11: Any, S22: Any, C: Any, left: Any, right: Any, net: Any, count: Any) -> Any:
+        A = root(_joined(S11, S22, C))
+
+        def f(xi: Any) -> Any:
+            z = pair.draw(xi, A)
+            return _mean_product(pair.side(0, z, left), pair.side(1, z, right), len(xi))
+
+        return mean(f, count, net)
+
+    def price(S11: Any, S22: Any, C: Any, left: Any, right: Any, dC: Any, net: Any, count: Any) -> Any:
+        A = root(_joined(S11, S22, C))
+
+        def f(xi: Any) -> Any:
+            u, v = pair.draw(xi, A)
+            y, gy = _gradient(lambda u: pair.side(0, (u, v), left), u)
+            w, gw = _gradient(lambda v: pair.side(1, (u, v), right), v)
+            axes = list(range(y.ndim))
+            k, l = y.ndim, y.ndim + 1
+            slope = _summed([(gy, [*axes, k]), (dC, [*axes[1:], k, l]), (gw, [*axes, l])], axes[1:]) / len(u)
+            return _mean_product(y, w, len(u)), slope
+
+        return mean(f, count, net)
+
+    def refused() -> UnsupportedError:
+        from anywidth.expect.choose import SeveralError
+
+        return SeveralError(
+            pair.left.node if pair.left.primitives else pair.right.node,
+            "the derivative, in something other than the weights, of an expectation of a function with jumps (for an NTK: "
+            "with kinks) of several correlated Gaussians is asked for, which sampling cannot give. Use smooth functions",
+        )
+
+    # What is not differentiated in is an argument all the same: it may be traced.
+    value_of = jax.custom_jvp(plain)
+    slope_of = jax.custom_jvp(price)
+
+    def along(function: Any, primals: tuple[Any, ...], tangents: tuple[Any, ...], count: int) -> Any:
+        """jax.jvp in the first `count` arguments; the others are integers."""
+        rest = primals[count:]
+        filled = jax.tree.map(
+            lambda x, t: jnp.zeros_like(x) if is_zero(t) else t, tuple(primals[:count]), tuple(tangents[:count])
+        )
+        return jax.jvp(lambda *p: function(*p, *rest), tuple(primals[:count]), filled)
+
+    def value_jvp(primals: Any, tangents: Any) -> Any:
+        S11, S22, C, left, right, net, count = primals
+        if all(is_zero(t) for t in jax.tree.leaves((*tangents[:2], *tangents[3:5]), is_leaf=is_zero)):
+            if is_zero(tangents[2]):
+                out = value_of(*primals)
+                return out, jnp.zeros_like(out)
+            return slope_of(S11, S22, C, left, right, tangents[2], net, count)
+        if pair.jumps:
+            raise refused()
+        return along(plain, primals, tangents, 5)
+
+    def slope_jvp(primals: Any, tangents: Any) -> Any:
+        S11, S22, C, left, right, dC, net, count = primals
+        if all(is_zero(t) for t in jax.tree.leaves(tangents[:5], is_leaf=is_zero)):
+            value, slope = slope_of(*primals)
+            if is_zero(tangents[5]):
+                return (value, slope), (jnp.zeros_like(value), jnp.zeros_like(slope))
+            return (value, slope), (
+                jnp.zeros_like(value),
+                slope_of(S11, S22, C, left, right, tangents[5], net, count)[1],
+            )
+        if pair.kinks:
+            raise refused()
+        return along(price, primals, tangents, 6)
+
+    value_of.defjvp(value_jvp, symbolic_zeros=True)
+    slope_of.defjvp(slope_jvp, symbolic_zeros=True)
+    net = sampler.net(2 * m if e else m)
+    count = jnp.asarray(sampler.count, jnp.int32)
+    return value_of(S11, S22, C, pair.left.arrays, pair.right.arrays, net, count)
+
+
+def _gradient(f: Any, z: Any) -> tuple[Any, Any]:
+    """y = f(z) and its gradient, for z (n, *batch, d) and y (n, *axes): an array (n, *axes, d).
+
+    An axis of y is one of the batch, or has size one in the batch: then every entry has its own gradient.
+    """
+
+    def whole(z: Any) -> Any:
+        y = f(z)
+        shape = tuple(max(p, q) for p, q in zip(y.shape, z.shape[:-1], strict=True))
+        return jnp.broadcast_to(y, shape)
+
+    y, pull = jax.vjp(whole, z)
+    joint = [i for i in range(1, y.ndim) if y.shape[i] != z.shape[i]]
+    sizes = [y.shape[i] for i in joint]
+    if not joint:
+        return y, pull(jnp.ones_like(y))[0]
+    count = int(np.prod(sizes))
+    basis = np.eye(count).reshape((count, *(y.shape[i] if i in joint else 1 for i in range(y.ndim))))
+    basis = jnp.broadcast_to(jnp.asarray(basis, y.dtype), (count, *y.shape))
+    g = jax.vmap(lambda c: pull(c)[0])(basis)  # (count, n, *batch, d)
+    g = g.reshape(*sizes, *g.shape[1:])
+    k = len(joint)
+    order = [joint.index(i) if i in joint else k + i for i in range(y.ndim)] + [k + y.ndim]
+    left = [k + i for i in joint]
+    g = jnp.transpose(g, order + left)
+    return y, g.reshape(g.shape[: y.ndim + 1])
