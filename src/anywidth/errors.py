@@ -5,6 +5,8 @@ Every error that depends on a line of the user's code names that line.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class AnywidthError(Exception):
     """Base class of everything raised on purpose by anywidth."""
@@ -28,3 +30,11 @@ class AccuracyWarning(UserWarning):
 
 class NeedsUnroll(Exception):
     """Internal: this loop must be unrolled (its carry needs more than its own grams)."""
+
+
+class Resized(Exception):
+    """Internal: a parameter that is zero gets another size (power of n), that of what it is added to."""
+
+    def __init__(self, leaf: Any, size: Any) -> None:
+        super().__init__(f"{leaf} is read again")
+        self.leaf, self.size = leaf, size

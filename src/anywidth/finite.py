@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from anywidth.examples import Dataset, dataset
 from anywidth.kernels import nngp, ntk
 from anywidth.network import Network
+from anywidth.rates import Rates, rates_at, scaled_by
 from anywidth.tiles import gram
 
 __all__ = [
@@ -32,8 +33,12 @@ _BAND = (0.1, 0.9)
 _TOGETHER = 2**24  # parameters sampled at a time: seeds are batched at small widths, and not at large ones
 
 
-def empirical_ntk(net: Network) -> Callable[[PyTree[Array], Any, Any], Array]:
-    """The neural tangent kernel of a finite network: sum over all parameters of <df/dp(x), df/dp(y)>.
+def empirical_ntk(net: Network, *, lr: Rates = None) -> Callable[[PyTree[Array], Any, Any], Array]:
+    """The neural tangent kernel of a finite network: sum over all parameters of lr <df/dp(x), df/dp(y)>.
+
+    Args:
+        net: the network.
+        lr: learning-rate multipliers, as for `ntk`; if it is a function of n, the width is read off the parameters.
 
     Returns:
         A pure function (params, x, y) of a pytree of arrays and two examples, whose shapes may differ. For outputs
@@ -45,7 +50,8 @@ def empirical_ntk(net: Network) -> Callable[[PyTree[Array], Any, Any], Array]:
         out, pull = jax.vjp(lambda p: net.apply(p, x), params)
         _, push = jax.linearize(lambda p: net.apply(p, y), params)
         basis = jnp.eye(out.size, dtype=out.dtype).reshape((out.size, *out.shape))
-        rows = jax.lax.map(lambda e: push(*pull(e)), basis)
+        rates = rates_at(net, lr, None, params)
+        rows = jax.lax.map(lambda e: push(scaled_by(rates, *pull(e))), basis)
         return rows.reshape(out.shape + rows.shape[1:])
 
     return kernel
@@ -142,6 +148,7 @@ def check(
     draws: int = 1000,
     copies: Sequence[int] | None = None,
     dtype: Any = None,
+    lr: Rates = None,
 ) -> Check:
     """Hold the theory against simulation: how far finite networks are from the infinite one, by width.
 
@@ -158,6 +165,7 @@ def check(
         copies: output axes that consist of i.i.d. copies (the classes of a readout), for which the theory returns
             one kernel: each copy's kernel is compared to it. None to find them from the shapes.
         dtype: dtype of the parameters; JAX's default float if None.
+        lr: learning-rate multipliers of the NTK, as for `ntk`.
 
     Returns:
         A `Check`, which prints as a table: width, median, 10% and 90% quantiles of the deviation, the deviation of
@@ -172,12 +180,12 @@ def check(
         raise ValueError(f"check needs a width, a seed and a draw, and got {widths=}, {seeds=}, {draws=}")
     key = jax.random.key(0) if key is None else key
     data = dataset(X)
-    theory, axes = limit(net, X, kernel, copies=copies)
+    theory, axes = limit(net, X, kernel, copies=copies, lr=lr)
     widths = tuple(sorted({int(n) for n in widths}))
     deviations, means, stderrs = [], [], []
     for n in widths:
         keys = jax.random.split(jax.random.fold_in(key, n), seeds)
-        found = simulate(net, data, n, keys, kernel, copies=axes, draws=draws, dtype=dtype)
+        found = simulate(net, data, n, keys, kernel, copies=axes, draws=draws, dtype=dtype, lr=lr)
         deviations.append(deviation(found, theory))
         found = found.mean(1)  # over copies, which share all but the readout and so count once
         means.append(found.mean(0))
@@ -187,14 +195,19 @@ def check(
 
 
 def limit(
-    net: Network, X: Any, kernel: Literal["ntk", "nngp"] = "ntk", *, copies: Sequence[int] | None = None
+    net: Network,
+    X: Any,
+    kernel: Literal["ntk", "nngp"] = "ntk",
+    *,
+    copies: Sequence[int] | None = None,
+    lr: Rates = None,
 ) -> tuple[Float[np.ndarray, "M M"], tuple[int, ...]]:
     """The infinite-width kernel of all outputs of all examples as one matrix, and the i.i.d. axes of the output.
 
     Raises:
         ValueError: if the shape of the kernel is not that of the output with `copies` taken out.
     """
-    theory = gram({"ntk": ntk, "nngp": nngp}[kernel](net), X)
+    theory = gram(nngp(net) if kernel == "nngp" else ntk(net) if lr is None else ntk(net, lr=lr), X)
     data = dataset(X)
     # Only shapes are read here, so the width does not matter; it is large and divides well, for heads.
     params = jax.eval_shape(lambda k: net.sample(k, 5040), jax.random.key(0))
@@ -225,16 +238,18 @@ def simulate(
     copies: Sequence[int] = (),
     draws: int = 1000,
     dtype: Any = None,
+    lr: Rates = None,
 ) -> Float[np.ndarray, "seeds copies M M"]:
     """The kernels of finite networks of width n over all outputs of all examples, one for each key.
 
     Args:
-        net, X, kernel, draws, dtype: as for `check`; X may be a `Dataset`.
+        net, X, kernel, draws, dtype, lr: as for `check`; X may be a `Dataset`.
         n: the width.
         keys: one key a seed. A seed's result depends on its own key only, to rounding.
         copies: the output axes of i.i.d. copies. Each copy's kernel is returned.
     """
-    return np.concatenate(list(simulations(net, X, n, keys, kernel, copies=copies, draws=draws, dtype=dtype)))
+    found = simulations(net, X, n, keys, kernel, copies=copies, draws=draws, dtype=dtype, lr=lr)
+    return np.concatenate(list(found))
 
 
 def simulations(
@@ -247,6 +262,7 @@ def simulations(
     copies: Sequence[int] = (),
     draws: int = 1000,
     dtype: Any = None,
+    lr: Rates = None,
 ) -> Iterator[Float[np.ndarray, "some copies M M"]]:
     """As `simulate`, a few seeds at a time, in their order: what is done can be kept before the rest is."""
     data = X if isinstance(X, Dataset) else dataset(X)
@@ -257,7 +273,7 @@ def simulations(
     )
 
     def ntk_of(key: Any) -> Array:
-        return _finite_ntk(net, net.sample(key, n, dtype), data, tuple(copies))
+        return _finite_ntk(net, net.sample(key, n, dtype), data, tuple(copies), rates_at(net, lr, n))
 
     def nngp_of(key: Any) -> Array:
         def product(key: Any) -> Array:
@@ -304,7 +320,9 @@ def _outputs(net: Network, params: Any, data: Dataset, copies: tuple[int, ...]) 
     return jnp.concatenate([jnp.moveaxis(out, 1, 0).reshape(out.shape[1], -1) for out in outputs], axis=1)
 
 
-def _finite_ntk(net: Network, params: Any, data: Dataset, copies: tuple[int, ...]) -> Float[Array, "copies M M"]:
+def _finite_ntk(
+    net: Network, params: Any, data: Dataset, copies: tuple[int, ...], rates: Sequence[Any]
+) -> Float[Array, "copies M M"]:
     """The NTK matrix: one gradient in memory at a time, pushed forward through all examples at once."""
     _, push = jax.linearize(lambda p: _outputs(net, p, data, copies), params)
 
@@ -313,7 +331,7 @@ def _finite_ntk(net: Network, params: Any, data: Dataset, copies: tuple[int, ...
 
         def row(index: Array) -> Float[Array, " M"]:
             e = jnp.zeros(out.size, out.dtype).at[index].set(1).reshape(out.shape)
-            return push(*pull(e))[index // out.shape[1]]
+            return push(scaled_by(rates, *pull(e)))[index // out.shape[1]]
 
         return jax.lax.map(row, jnp.arange(out.size)).reshape(*out.shape, -1)
 

@@ -7,7 +7,7 @@ and a against a the diagonal only: cost follows the question). Linear maps act o
 one parameter give its variance times the inner product of their operands; products with different parameters
 give a structural zero, `ZERO`; coordinatewise functions go to `expect/choose.py`.
 
-With `eps=True` the entries of the two copies of every parameter that learns have covariance var + epsilon
+With `eps=True` the entries of the two copies of every parameter that learns have covariance var + lr epsilon
 (fact 4); the derivative in epsilon at zero is the neural tangent kernel.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
@@ -72,6 +73,11 @@ class Gram:
     sealed: bool = False  # while set, nothing new is remembered (another trace is running)
     memo: dict[Hashable, Any] = field(default_factory=dict)
     solved: dict[Hashable, Any] = field(default_factory=dict)
+    speed: Fraction = Fraction(0)  # of the parameters that learn: neither faster nor slower ones have a limit
+
+    def __post_init__(self) -> None:
+        if self.parent is not None:
+            self.speed = self.parent.speed
 
     def __call__(self, a: Node, b: Node, eps: bool = False) -> Any:
         if is_zero(a) or is_zero(b):
@@ -167,10 +173,11 @@ class Gram:
         value = self._summed(a, b, eps)
         if value is ZERO:
             return ZERO
-        cross = eps and a.copy != b.copy and a.leaf.learns
+        cross = eps and a.copy != b.copy and not a.leaf.frozen and a.leaf.speed == self.speed
+        epsilon = self.epsilon if a.leaf.lr is None or not cross else a.leaf.lr * self.epsilon
         if a.leaf.zero_var:
-            return value * (size * self.epsilon) if cross else ZERO
-        var = a.leaf.var + self.epsilon if cross else a.leaf.var
+            return value * (size * epsilon) if cross else ZERO
+        var = a.leaf.var + epsilon if cross else a.leaf.var
         return value * (size * var)
 
     def _narrowed(self, x: Product, offset: Any, size: Any) -> Product:

@@ -50,6 +50,7 @@ class Interpreter:
     eqn: Eqn | None = None
     used: dict[Any, Any] = field(default_factory=dict)  # leaf -> (contracted width axis, line)
     unrolled: bool = False
+    dropped: list[Any] = field(default_factory=list)  # (leaf, power of n relative to what was kept, equation)
 
     # --- the loop ---
 

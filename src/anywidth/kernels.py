@@ -29,15 +29,17 @@ from jaxtyping import Array, PyTree
 
 from anywidth import _compat, rules
 from anywidth.accuracy import Accuracy, controlled
-from anywidth.errors import InputError, NeedsUnroll, NoLimitError, UnsupportedError
+from anywidth.errors import InputError, NeedsUnroll, NoLimitError, Resized, UnsupportedError
 from anywidth.expect.choose import SeveralError
 from anywidth.expect.sampler import Sampler
 from anywidth.inner import ZERO, Gram
 from anywidth.interpret import Interpreter, located
-from anywidth.kets import Const, Contract, Graph, Index, Leaf, Node, Product, Rows, Sum, View, ViewMap, is_zero
+from anywidth.kets import Const, Contract, Graph, Index, Leaf, Node, Product, Sum, View, ViewMap, is_zero
 from anywidth.network import Network, Normal
-from anywidth.trace import WIDTHS, Program, fit_dim, fit_number, is_wide, trace
-from anywidth.values import Ax, Cat, Det, Ket, Mat, Value, Wide
+from anywidth.parameters import Parameters, read_parameters, read_program, run
+from anywidth.rates import Rates, suggestion
+from anywidth.trace import WIDTHS, Program
+from anywidth.values import Ax, Cat, Det, Ket, Mat, Value
 
 assert rules is not None  # fills the table of rules
 
@@ -97,32 +99,53 @@ def nngp(
 
 
 def ntk(
-    net: Network, *, tol: float = 1e-4, seed: int = 0, points: int = 2**14, budget: int = 2**22
+    net: Network,
+    *,
+    lr: Rates = None,
+    tol: float = 1e-4,
+    seed: int = 0,
+    points: int = 2**14,
+    budget: int = 2**22,
 ) -> Callable[[Any, Any], PyTree[Array]]:
     """The neural tangent kernel of the network in the infinite-width limit.
 
-    The limit of the sum over all trained parameters of <df(x)/dtheta, df(y)/dtheta>, in the parametrization that
-    the code of the network is. Arguments, result and errors as of `nngp`.
+    The limit of the sum over all parameters of lr <df(x)/dtheta, df(y)/dtheta>, in the parametrization that the code
+    of the network is. Result and errors as of `nngp`; the NTK may have a limit where the NNGP kernel has none (in
+    maximal-update parametrization the output vanishes at initialisation).
 
-    Reference: Yang, Tensor Programs II (2020).
+    Args:
+        net: the network.
+        tol, seed, points, budget: as for `nngp`.
+        lr: learning-rate multipliers, nonnegative numbers: one for all parameters, or a pytree with the structure of
+            `init(n)`, of which a number may stand for everything below it and a dictionary may leave parameters out,
+            which then have rate one; or a function of n that returns them, for powers of n: in standard
+            parametrization `lr=lambda n: {"W": 1 / n}`. Zero freezes. They may be traced.
+
+    References: Yang, Tensor Programs II (2020); Yang and Hu, Tensor Programs IV (2021) for parametrizations.
     """
-    return _kernel(net, "ntk", Accuracy(tol, seed, points, budget))
+    return _kernel(net, "ntk", Accuracy(tol, seed, points, budget), lr)
 
 
 def kernels(
-    net: Network, *, tol: float = 1e-4, seed: int = 0, points: int = 2**14, budget: int = 2**22
+    net: Network,
+    *,
+    lr: Rates = None,
+    tol: float = 1e-4,
+    seed: int = 0,
+    points: int = 2**14,
+    budget: int = 2**22,
 ) -> Callable[[Any, Any], Kernels]:
     """Both kernels from one pass: a function of a pair of examples that returns `Kernels(nngp, ntk, error)`.
 
-    Arguments and errors as of `nngp`.
+    Arguments and errors as of `nngp` and `ntk`.
     """
-    return _kernel(net, "both", Accuracy(tol, seed, points, budget))
+    return _kernel(net, "both", Accuracy(tol, seed, points, budget), lr)
 
 
-def _kernel(net: Network, which: str, accuracy: Accuracy) -> Callable[[Any, Any], Any]:
+def _kernel(net: Network, which: str, accuracy: Accuracy, lr: Rates = None) -> Callable[[Any, Any], Any]:
     if not isinstance(net, Network):
         raise TypeError(f"a Network(init, apply) is wanted, not a {type(net).__name__}")
-    estimate = controlled(lambda x, y, sampler: pair(net, which, x, y, sampler), accuracy, lambda: _traced(net))
+    estimate = controlled(lambda x, y, s: pair(net, which, x, y, s, lr), accuracy, lambda: _traced(net, lr))
 
     def kernel(x: Any, y: Any) -> Any:
         value, error = estimate(_checked(x, "x"), _checked(y, "y"))
@@ -133,8 +156,10 @@ def _kernel(net: Network, which: str, accuracy: Accuracy) -> Callable[[Any, Any]
     return kernel
 
 
-def _traced(net: Network) -> bool:
-    """Whether a variance or a mean is a number that is being transformed."""
+def _traced(net: Network, lr: Rates) -> bool:
+    """Whether a variance, a mean or a learning rate is a number that is being transformed."""
+    if any(_compat.is_tracer(v) for v in jax.tree.leaves(lr(WIDTHS[0]) if callable(lr) else lr)):
+        return True
     drawn = jax.tree.leaves(net.init(WIDTHS[0]), is_leaf=lambda p: isinstance(p, Normal))
     return any(_compat.is_tracer(v) for p in drawn if isinstance(p, Normal) for v in (p.var, p.mean))
 
@@ -156,19 +181,27 @@ def _checked(x: Any, name: str) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, x)
 
 
-def pair(net: Network, which: str, x: Any, y: Any, sampler: Sampler | None = None) -> Any:
+def pair(net: Network, which: str, x: Any, y: Any, sampler: Sampler | None = None, lr: Rates = None) -> Any:
     """The kernels of one pair; loops stay loops where their recursion closes, and are unrolled otherwise.
 
     The NNGP kernel, or the NTK, or ("both") the two.
     """
     sampler = sampler or Sampler()
-    try:
-        return _pair(net, which, x, y, sampler, False)
-    except NeedsUnroll:
-        return _pair(net, which, x, y, sampler, True)
+    unrolled, sizes = False, dict[Any, Fraction]()
+    while True:
+        try:
+            return _pair(net, which, x, y, sampler, lr, sizes, unrolled)
+        except NeedsUnroll:
+            if unrolled:
+                raise
+            unrolled = True
+        except Resized as e:
+            sizes[e.leaf.path] = e.size
 
 
-def _pair(net: Network, which: str, x: Any, y: Any, sampler: Sampler, unrolled: bool) -> Any:
+def _pair(
+    net: Network, which: str, x: Any, y: Any, sampler: Sampler, lr: Rates, sizes: dict[Any, Fraction], unrolled: bool
+) -> Any:
     """The two interpretations, and the derivative in epsilon."""
     dtype = jnp.result_type(
         *(a.dtype for a in jax.tree.leaves((x, y)) if jnp.issubdtype(a.dtype, jnp.floating)), jnp.float32
@@ -178,19 +211,25 @@ def _pair(net: Network, which: str, x: Any, y: Any, sampler: Sampler, unrolled: 
     sampler.dtype, sampler.used = dtype, False
     graph = Graph(sampler=sampler)
     gram = Gram(graph)
-    parameters = read_parameters(net, dtype)
+    parameters = read_parameters(net, dtype, lr, sizes)
     outputs, tree = [], None
     for copy, example in ((1, x), (2, y)):
         program, tree = read_program(net, parameters, example, dtype)
-        outputs.append(run(Interpreter(graph, gram, copy, unrolled=unrolled), program, parameters, example))
-    learn = which != "nngp"
-    sides = [[check_output(v, program, learn) for v in vs] for vs in outputs]
+        it = Interpreter(graph, gram, copy, unrolled=unrolled)
+        values = run(it, program, parameters, example)
+        outputs.append([check_output(v, program, it.dropped, which, parameters, lr) for v in values])
 
     def at(epsilon: Any) -> list[Any]:
-        # the memo of epsilon-free products is shared; what depends on epsilon is computed anew
-        crossed = Gram(graph, epsilon, memo=dict(gram.memo), solved={k: dict(v) for k, v in gram.solved.items()})
+        def crossed(speed: Fraction) -> Gram:
+            # the memo of epsilon-free products is shared; what depends on epsilon is computed anew
+            if speed not in grams:
+                solved = {k: dict(v) for k, v in gram.solved.items()}
+                grams[speed] = Gram(graph, epsilon, memo=dict(gram.memo), solved=solved, speed=speed)
+            return grams[speed]
+
+        grams: dict[Fraction, Gram] = {}
         try:
-            return [kernel_of(crossed, a, b, epsilon is not None, dtype) for a, b in zip(*sides, strict=True)]
+            return [kernel_of(crossed, a, b, epsilon is not None, dtype) for a, b in zip(*outputs, strict=True)]
         except SeveralError as e:
             raise located(graph, e, program.eqns[-1]) from None
 
@@ -202,147 +241,28 @@ def _pair(net: Network, which: str, x: Any, y: Any, sampler: Sampler, unrolled: 
     return slope if which == "ntk" else (value, slope)
 
 
-# --- reading the network ---------------------------------------------------------------------------------
-
-
-class Parameter(NamedTuple):
-    leaf: Leaf
-    wides: tuple[int, ...]  # its width axes
-    mean: tuple[Any, Fraction] | None
-
-
-class Parameters(NamedTuple):
-    items: tuple[Parameter, ...]
-    tree: Any
-    shapes: tuple[Any, ...]  # at the three widths
-
-
-def read_parameters(net: Network, dtype: Any) -> Parameters:
-    drawn = [jax.tree_util.tree_flatten_with_path(net.init(n)) for n in WIDTHS]
-    trees = [tree for _, tree in drawn]
-    if trees[0] != trees[1] or trees[0] != trees[2]:
-        raise NoLimitError("init(n) returns other parameters at other widths: there is no limit")
-    items = []
-    for group in zip(*(leaves for leaves, _ in drawn), strict=True):
-        name = jax.tree_util.keystr(group[0][0]) or "parameter"
-        normals = [leaf for _, leaf in group]
-        for leaf in normals:
-            if not isinstance(leaf, Normal):
-                raise TypeError(
-                    f"init(n){name} is a {type(leaf).__name__}; every leaf must be a Normal(shape, var, mean). A number "
-                    "that is not random belongs in apply"
-                )
-        items.append(_parameter(name, normals, dtype))
-    shapes = tuple(
-        jax.tree.unflatten(trees[0], [jax.ShapeDtypeStruct(leaf.shape, dtype) for _, leaf in leaves])
-        for leaves, _ in drawn
-    )
-    return Parameters(tuple(items), trees[0], shapes)
-
-
-def _parameter(name: str, normals: Sequence[Normal], dtype: Any) -> Parameter:
-    try:
-        if len({len(p.shape) for p in normals}) > 1:
-            raise ValueError("its rank depends on n")
-        shape = tuple(fit_dim(sizes) for sizes in zip(*(p.shape for p in normals), strict=True))
-        var, power = _scalar_of_width([p.var for p in normals])
-        mean, mean_power = _scalar_of_width([p.mean for p in normals])
-    except ValueError as e:
-        raise NoLimitError(f"the parameter init(n){name}: {e}") from None
-    wides = tuple(i for i, s in enumerate(shape) if is_wide(s))
-    if len(wides) > 2:
-        raise UnsupportedError(
-            f"the parameter init(n){name} has {len(wides)} width axes; a product over two of them has no rule"
-        )
-    zero = not _compat.is_tracer(var) and float(var) == 0
-    leaf = Leaf(name, shape, jnp.asarray(var, dtype), zero, Fraction(0) if zero else -power)
-    no_mean = not _compat.is_tracer(mean) and float(mean) == 0
-    return Parameter(
-        leaf,
-        wides,
-        None
-        if no_mean
-        else (jnp.asarray(mean, dtype) if _compat.is_tracer(mean) else np.asarray(mean, dtype), mean_power),
-    )
-
-
-def _scalar_of_width(values: Sequence[Any]) -> tuple[Any, Fraction]:
-    """c and p of a number c n^p, which may be traced."""
-    if not any(_compat.is_tracer(v) for v in values):
-        return fit_number(values)
-    widths = iter(values)
-    jaxpr_values = [next(widths) for _ in values]
-    if jaxpr_values[0] is jaxpr_values[1] is jaxpr_values[2]:
-        return jaxpr_values[0], Fraction(0)
-    return None, Fraction(0)
-
-
-def read_program(net: Network, parameters: Parameters, example: Any, dtype: Any) -> tuple[Program, Any]:
-    shapes = dict(zip(WIDTHS, parameters.shapes, strict=True))
-    spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), example)
-    try:
-        return trace(lambda n: lambda p, e: net.apply(p, e), lambda n: (shapes[n], spec))
-    except (TypeError, ValueError) as e:
-        if isinstance(e, NoLimitError):
-            raise
-        raise InputError(
-            f"apply(params, x) fails on an example of shape {jax.tree.map(lambda a: tuple(a.shape), example)}: {e}"
-        ) from e
-
-
-def run(it: Interpreter, program: Program, parameters: Parameters, example: Any) -> list[Value]:
-    inputs: list[Value] = [entering(it.graph, p, it.copy) for p in parameters.items]
-    inputs += [Det(a, Fraction(0), tuple(a.shape)) for a in jax.tree.leaves(example)]
-    return it.run(program, inputs)
-
-
-def entering(g: Graph, p: Parameter, copy: int) -> Value:
-    """A parameter as a value: a matrix, or kets where it has one width axis, or random numbers where it has none."""
-    leaf = p.leaf
-    power = -leaf.rate / 2
-    finite = [i for i in range(len(leaf.shape)) if i not in p.wides]
-    rank = len(finite)
-    layout = tuple(
-        (Wide(i if len(p.wides) == 2 else 0, s),) if i in p.wides else () if s == 1 else (Ax(finite.index(i), int(s)),)  # type: ignore[arg-type]
-        for i, s in enumerate(leaf.shape)
-    )
-    indices = tuple(
-        (("axis", i), np.arange(leaf.shape[i]).reshape([leaf.shape[i] if j == k else 1 for j in range(rank)]))
-        for k, i in enumerate(finite)
-    )
-    if len(p.wides) == 2:
-        rows = tuple(Rows(i, 0, leaf.shape[i]) for i in p.wides)
-        return Mat(leaf, rows, indices, None, rank, layout, power, p.mean)
-    row = Rows(p.wides[0], 0, leaf.shape[p.wides[0]]) if p.wides else None
-    one = g.const(np.ones((1,) * rank))
-    node = g.product(leaf, copy, one, 0, row, None, indices, f"init(n){leaf.name}")
-    if p.mean is None:
-        return Ket(node, layout, power)
-    value, mean_power = p.mean
-    constant = g.const(value.reshape((1,) * rank))
-    if leaf.zero_var:
-        return Ket(g.sum([(None, constant), (None, node)]), layout, mean_power)
-    top = max(power, mean_power)
-    terms = [(None, x) for x, q in ((constant, mean_power), (node, power)) if q == top]
-    return Ket(g.sum(terms), layout, top)
-
-
 # --- the output -------------------------------------------------------------------------------------------
 
 
-def check_output(value: Value, program: Program, learn: bool) -> Value:
+def check_output(
+    value: Value, program: Program, dropped: Sequence[Any], which: str, parameters: Parameters, lr: Rates
+) -> Value:
+    """The value itself, if its kernels have a limit.
+
+    Raises: NoLimitError, with the line at fault and the scaling or the learning rates that would mend it.
+    """
     line = program.eqns[-1].line if program.eqns else "the return value"
     if isinstance(value, Cat):
         for p in value.parts:
-            check_output(p, program, learn)
+            check_output(p, program, dropped, which, parameters, lr)
         return value
     if isinstance(value, Mat):
         raise UnsupportedError("the network returns a parameter matrix")
     if isinstance(value, Det):
         reason = "is zero" if value.zero else "is not random"
         raise NoLimitError(
-            f"the output {reason} in the limit (an average over the width is a fixed number): there is no kernel. End the "
-            f"network in a readout, v @ h / sqrt(n) with v a parameter.\n  at {line}"
+            f"the output {reason} in the limit (an average over the width is a fixed number): there is no kernel. End "
+            f"the network in a readout, v @ h / sqrt(n) with v a parameter.\n  at {line}"
         )
     if value.wides():
         raise NoLimitError(
@@ -352,24 +272,50 @@ def check_output(value: Value, program: Program, learn: bool) -> Value:
     where = _line_of(value.node) or line
     if is_zero(value.node):
         raise NoLimitError(f"the output is zero in the limit.\n  at {where}")
-    if value.power != 0:
+    learning = sorted((p for p in value.node.leaves if not p.frozen), key=lambda p: (-p.speed, p.name))
+    share = learning[0].share(value.power) if learning else None
+    if value.power != 0 and not (which == "ntk" and (share == 0 or lr is not None)):
         grows = value.power > 0
         raise NoLimitError(
             f"the output {'diverges' if grows else 'vanishes'} like n^{value.power} as the width grows. "
-            f"{'Divide' if grows else 'Multiply'} it by n^{abs(value.power)}.\n  at {where}"
+            f"{'Divide' if grows else 'Multiply'} it by n^{abs(value.power)}"
+            + (" (its NTK has a limit: ask for ntk alone)" if share == 0 and which == "both" else "")
+            + f".\n  at {where}"
         )
-    if learn:
-        fast = sorted((p for p in value.node.leaves if p.rate > 0), key=lambda p: -p.rate)
-        if fast:
-            raise NoLimitError(
-                f"the NTK diverges like n^{fast[0].rate}: the entries of '{fast[0].name}' have variance of order "
-                f"n^-{fast[0].rate} and learn at rate one. Give it a variance of order one and write the scaling "
-                f"n^(-{fast[0].rate}/2) in apply (NTK parametrization).\n  at {where}"
+    if which == "nngp":
+        return value
+    if share is None:
+        raise NoLimitError(f"the NTK is zero: lr freezes every parameter that the output depends on.\n  at {where}")
+    if share != 0:
+        raise NoLimitError(_wrong_rates(learning, value.power, share, parameters, lr) + f"\n  at {where}")
+    for leaf, behind, eqn in dropped:
+        if not leaf.frozen and leaf.share(value.power + behind) >= 0:
+            raise UnsupportedError(
+                f"the parameter '{leaf.name}' adds nothing to the output in the limit but its learning adds to the "
+                f"NTK: such parametrizations are not supported.\n  at {eqn.line}"
             )
-        if not any(p.learns for p in value.node.leaves):
-            slow = max(p.rate for p in value.node.leaves)
-            raise NoLimitError(f"the NTK vanishes like n^{slow} as the width grows.\n  at {where}")
     return value
+
+
+def _wrong_rates(learning: Sequence[Leaf], output: Fraction, share: Fraction, parameters: Parameters, lr: Rates) -> str:
+    """What is wrong with the learning rates, and which would do."""
+    wrong = [p for p in learning if p.share(output) > 0] if share > 0 else list(learning)
+    powers = {p.leaf.path: Fraction(0) for p in parameters.items} | {p.path: -p.share(output) for p in wrong}
+    names = ", ".join(f"'{p.name}'" for p in wrong)
+    does = f"{'diverges' if share > 0 else 'vanishes'} like n^{share}"
+    one = len(wrong) == 1
+    advice = (
+        f"Multiply the learning {'rate' if one else 'rates'} of {names} by a power of n: {suggestion(powers)}"
+        if lr is None
+        else f"Multiply the learning rates that you gave by those of {suggestion(powers)}"
+    )
+    sizes = sorted({p.size for p in wrong})
+    scale = f"entries of order n^{sizes[0]} and " if share > 0 and len(sizes) == 1 and sizes[0] != 0 else ""
+    return (
+        f"the NTK {does} as the width grows: {names} {'has' if one else 'have'} {scale}"
+        f"a learning rate that is too {'high' if share > 0 else 'low'}. {advice}"
+        + (", or write the scaling of the entries in apply (NTK parametrization)." if scale else ".")
+    )
 
 
 def _line_of(node: Node) -> str | None:
@@ -383,20 +329,21 @@ def _line_of(node: Node) -> str | None:
     return node.line
 
 
-def kernel_of(gram: Gram, a: Value, b: Value, eps: bool, dtype: Any) -> Any:
+def kernel_of(grams: Callable[[Fraction], Gram], a: Value, b: Value, eps: bool, dtype: Any) -> Any:
     """The covariance of two outputs, of shape S + S'; an axis of independent copies is left out."""
     if isinstance(a, Cat) or isinstance(b, Cat):
         first = a if isinstance(a, Cat) else b
         assert isinstance(first, Cat)
         pa = a.parts if isinstance(a, Cat) else None
         if pa is not None:
-            blocks = [kernel_of(gram, p, b, eps, dtype) for p in pa]
+            blocks = [kernel_of(grams, p, b, eps, dtype) for p in pa]
             return jnp.concatenate(blocks, a.axis)  # type: ignore[union-attr]
         assert isinstance(b, Cat)
-        blocks = [kernel_of(gram, a, p, eps, dtype) for p in b.parts]
+        blocks = [kernel_of(grams, a, p, eps, dtype) for p in b.parts]
         return jnp.concatenate(blocks, len(a.shape) + b.axis)
     if not isinstance(a, Ket) or not isinstance(b, Ket):  # a constant part of a concatenation
         return jnp.zeros((*map(int, a.shape), *map(int, b.shape)), dtype)  # type: ignore[arg-type]
+    gram = grams(-a.power - b.power)
     g = gram.graph
     a, b = _one_class(g, a), _one_class(g, b)
     ra, rb = a.node.rank, b.node.rank

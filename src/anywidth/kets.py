@@ -33,21 +33,25 @@ Array = Any
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """A parameter: its entries have variance `var * n^-rate`.
+    """A parameter: its entries are n^size times numbers of variance `var`; in these units its epsilon is lr n^speed.
 
-    The derivative in epsilon of a product with it is of order n^rate relative to its covariance, so a parameter
-    learns in the limit if its rate is zero, not at all if it is negative, infinitely fast if it is positive.
+    Where an output is of order n^p the share of the parameter in its NTK is of order n^(2p + speed).
     """
 
     name: str
     shape: tuple[Size, ...]
     var: Array
     zero_var: bool
-    rate: Fraction
+    size: Fraction = Fraction(0)
+    speed: Fraction = Fraction(0)
+    lr: Array | None = None  # None: one
+    frozen: bool = False
+    movable: bool = False  # it is zero, and its size may still be chosen
+    path: tuple[Any, ...] = ()
 
-    @property
-    def learns(self) -> bool:
-        return self.rate == 0
+    def share(self, output: Fraction) -> Fraction:
+        """The power of n of its share in the NTK of an output of order n^(output)."""
+        return 2 * output + self.speed
 
 
 @dataclass(frozen=True)

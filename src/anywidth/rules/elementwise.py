@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from anywidth.errors import NoLimitError, UnsupportedError
+from anywidth.errors import NoLimitError, Resized, UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import is_zero
+from anywidth.kets import Contract, Product, Sum, View, is_zero
 from anywidth.trace import is_wide
 from anywidth.values import ZERO_POWER, Det, Ket, Mat, Value, to_ket
 
@@ -143,10 +143,10 @@ def total(it: Interpreter, terms: Sequence[tuple[float, Any]]) -> Ket:
     hidden = [x for _, x in terms if isinstance(x, Ket) and x.wides()]
     if hidden and any(isinstance(x, Ket) and not x.wides() for _, x in live):
         raise NoLimitError("a random scalar shared by all channels is added to a hidden layer: the limit stays random")
-    top = max((x.power for _, x in live), default=ZERO_POWER)
+    top = _top([x for _, x in live])
     for _, x in live:
         if x.power < top and isinstance(x, Ket):
-            _check_dropped(x, top)
+            it.dropped += [(leaf, x.power - top, it.eqn) for leaf in x.node.leaves]
     live = [(s, x) for s, x in live if x.power == top] or [terms[0] if isinstance(terms[0][1], Ket) else terms[1]]
     keep = next(x for _, x in terms if isinstance(x, Ket))
     aligned, _ = it.aligned([keep, *(x for _, x in live)])
@@ -161,13 +161,33 @@ def _rank(x: Any, rank: int) -> Any:
     return x if np.ndim(x) == rank else x.reshape((1,) * (rank - np.ndim(x)) + np.shape(x))
 
 
-def _check_dropped(x: Ket, top: Fraction) -> None:
-    for leaf in x.node.leaves:
-        if leaf.rate + 2 * (x.power - top) >= 0:
+def _top(terms: Sequence[Det | Ket]) -> Fraction:
+    """The dominant power of n. What is zero for certain, as the product with a zero-initialised matrix, has none."""
+    zeros = [x for x in terms if isinstance(x, Ket) and (leaf := _outermost(x.node)) is not None and leaf.zero_var]
+    others = [x.power for x in terms if not any(x is z for z in zeros)]
+    top = max(others or [x.power for x in zeros], default=ZERO_POWER)
+    for x in zeros:
+        leaf = _outermost(x.node)
+        if x.power != top and leaf.movable:
+            raise Resized(leaf, leaf.size + top - x.power)
+        if x.power > top:
             raise UnsupportedError(
-                f"the parameter '{leaf.name}' adds nothing to the output in the limit but its learning adds to the NTK: "
-                "such parametrizations are not supported"
+                f"the zero-initialised parameter '{leaf.name}' is added to terms of different orders in n: use two "
+                "parameters"
             )
+    return top
+
+
+def _outermost(node: Any) -> Any:
+    """The parameter of a node that is one product, possibly scaled or seen through a view."""
+    while not isinstance(node, Product):
+        if isinstance(node, View | Contract):
+            node = node.operand
+        elif isinstance(node, Sum) and len(node.terms) == 1:
+            node = node.terms[0][1]
+        else:
+            return None
+    return node.leaf
 
 
 @register("mul")
