@@ -22,7 +22,7 @@ from anywidth.interpret import Interpreter
 from anywidth.kets import Graph, Leaf, Rows
 from anywidth.network import Network, Normal
 from anywidth.rates import Rates, is_frozen, numbers_of_width, path_of, rates_of
-from anywidth.trace import WIDTHS, Program, fit_dim, is_wide, trace
+from anywidth.trace import WIDTHS, Program, fit_dim, fit_number, is_wide, trace
 from anywidth.values import Ax, Det, Ket, Mat, Value, Wide
 
 __all__ = ["Parameter", "Parameters", "entering", "read_parameters", "read_program", "run"]
@@ -55,7 +55,7 @@ def read_parameters(
         InputError: a learning rate is wrong.
     """
     drawn = [jax.tree_util.tree_flatten_with_path(net.init(n)) for n in WIDTHS]
-    trees = [tree for _, tree in drawn]
+    trees: list[Any] = [tree for _, tree in drawn]
     if trees[0] != trees[1] or trees[0] != trees[2]:
         raise NoLimitError("init(n) returns other parameters at other widths: there is no limit")
     for leaves, _ in drawn:
@@ -89,8 +89,7 @@ def _numbers(net: Network, groups: Sequence[Any]) -> list[tuple[tuple[Any, Fract
     out = []
     for path, normals in groups:
         try:
-            at = dict(zip(WIDTHS, normals, strict=True))
-            var, mean = numbers_of_width(lambda n, at=at: [at[n].var, at[n].mean])
+            var, mean = fit_number([p.var for p in normals]), fit_number([p.mean for p in normals])
         except ValueError as e:
             raise NoLimitError(f"the parameter init(n){jax.tree_util.keystr(path)}: {e}") from None
         out.append((var, mean))
@@ -166,13 +165,14 @@ def entering(g: Graph, p: Parameter, copy: int) -> Value:
     """A parameter as a value: a matrix, or kets where it has one width axis, or random numbers where it has none."""
     leaf = p.leaf
     finite = [i for i in range(len(leaf.shape)) if i not in p.wides]
+    lengths = [int(leaf.shape[i]) for i in finite]  # type: ignore[arg-type]
     rank = len(finite)
     layout = tuple(
         (Wide(i if len(p.wides) == 2 else 0, s),) if i in p.wides else () if s == 1 else (Ax(finite.index(i), int(s)),)  # type: ignore[arg-type]
         for i, s in enumerate(leaf.shape)
     )
     indices = tuple(
-        (("axis", i), np.arange(leaf.shape[i]).reshape([leaf.shape[i] if j == k else 1 for j in range(rank)]))
+        (("axis", i), np.arange(lengths[k]).reshape([lengths[k] if j == k else 1 for j in range(rank)]))
         for k, i in enumerate(finite)
     )
     if len(p.wides) == 2:

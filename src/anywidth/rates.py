@@ -4,6 +4,7 @@ Multipliers follow the structure of `init(n)`, or say only what differs from one
 below it, and a parameter that a dictionary does not name has rate one. Scaling a parameter's rate scales its own
 epsilon (fact 4), so its share of the NTK is multiplied by the rate.
 
+>>> from anywidth import Network, Normal
 >>> init = lambda n: {"layers": [Normal((n, 3)), Normal((n, n))], "v": Normal((n,))}
 >>> [value for value, power in rates_of(Network(init, None), {"layers": {1: 0.0}, "v": 2.0})]
 [1.0, 0.0, 2.0]
@@ -25,12 +26,12 @@ from jaxtyping import PyTree
 
 from anywidth import _compat
 from anywidth.errors import InputError, NoLimitError
-from anywidth.network import Network, Normal
+from anywidth.network import Network
 from anywidth.trace import WIDTHS, fit_dim, fit_number, is_wide, trace
 
 __all__ = ["Rates", "numbers_of_width", "path_of", "rates_at", "rates_of", "suggestion", "width_of"]
 
-Rates = PyTree[Any] | Callable[[int], PyTree[Any]] | None
+Rates = Any  # a number, a pytree of numbers, or a function of n that returns one; None for one everywhere
 Path = tuple[Any, ...]
 
 _ONE = (1.0, Fraction(0))
@@ -181,5 +182,3 @@ def is_frozen(rate: Any) -> bool:
     """Whether a rate is known to be zero."""
     return not _compat.is_tracer(rate) and float(rate) == 0
 
-
-assert Normal is not None
