@@ -28,6 +28,10 @@ class AccuracyWarning(UserWarning):
     """The standard error of a kernel that had to be sampled is above the tolerance, at the end of the budget."""
 
 
+class StoreError(AnywidthError, ValueError):
+    """A store is not what it is asked to be: another kernel's, another data set's, unfinished, or none at all."""
+
+
 class NeedsUnroll(Exception):
     """Internal: this loop must be unrolled (its carry needs more than its own grams)."""
 

@@ -1,10 +1,12 @@
-"""How much memory is free."""
+"""How much memory is free, and numbers of bytes as people write them."""
 
+import operator
+import re
 from pathlib import Path
 
 import jax
 
-__all__ = ["free_memory", "readable"]
+__all__ = ["free_memory", "parse_bytes", "readable"]
 
 _FALLBACK = 2 * 1024**3
 
@@ -27,6 +29,27 @@ def readable(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.3g} TiB"
+
+
+def parse_bytes(size: int | str) -> int:
+    """A number of bytes: an integer, or a string such as "1 GiB", "500MB", "2e9".
+
+    Raises:
+        ValueError: if it is not one, or not positive.
+    """
+    if isinstance(size, str):
+        found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*(?:([kmgt]?)(i?)b?)\s*", size.lower())
+        try:
+            number = float(found[1]) if found else 0.0
+        except ValueError:
+            number = 0.0
+        step = 1024 if found and found[3] else 1000
+        value = int(number * step ** " kmgt".index(found[2] or " ")) if found else 0
+    else:
+        value = operator.index(size)
+    if value <= 0:
+        raise ValueError(f"a number of bytes is wanted, such as 2_000_000_000 or '2 GB', not {size!r}")
+    return value
 
 
 def _system() -> int | None:

@@ -1,0 +1,142 @@
+"""One tile of a Gram matrix: the kernel under two `vmap`s, compiled once per pair of example shapes.
+
+Under the two `vmap`s whatever depends on one example alone is computed once per example, and inner products become
+matrix products. A last tile is padded by repeating an example rather than compiled again.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from anywidth.plan import Tile, at
+
+__all__ = ["Program", "assemble", "compiled", "launch", "padded", "transposed"]
+
+
+class Program(NamedTuple):
+    """A compiled tile and the bytes it takes: for its temporaries and arguments, and for one copy of its output."""
+
+    call: Callable[[Any, Any], Any]
+    working: int
+    output: int
+
+
+def compiled(
+    kernel: Callable[[Any, Any], Any], x: PyTree[jax.ShapeDtypeStruct], y: Any, size: tuple[int, int]
+) -> Program:
+    """The kernel between size[0] examples like x and size[1] like y (arrays, or their shapes and dtypes)."""
+    return _compiled(kernel, _Spec(x), _Spec(y), size, _context())
+
+
+@lru_cache(maxsize=256)
+def _compiled(kernel: Callable[[Any, Any], Any], x: "_Spec", y: "_Spec", size: tuple[int, int], context: Any) -> Program:
+    """`context` is only there to tell cached programs apart."""
+    over = jax.vmap(jax.vmap(kernel, in_axes=(None, 0)), in_axes=(0, None))
+    lowered = jax.jit(over).lower(x.stacked(size[0]), y.stacked(size[1]))
+    outputs = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lowered.out_info))
+    program = lowered.compile()
+    analysis = program.memory_analysis()
+    if analysis is None:  # not every backend tells
+        return Program(program, 6 * outputs, outputs)
+    working = analysis.temp_size_in_bytes + 2 * analysis.argument_size_in_bytes
+    return Program(program, working, max(outputs, analysis.output_size_in_bytes))
+
+
+class _Spec:
+    """Shapes and dtypes of an example, hashable."""
+
+    def __init__(self, example: PyTree[Any]) -> None:
+        leaves, self.treedef = jax.tree.flatten(example)
+        self.leaves = tuple((tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in leaves)
+
+    def stacked(self, size: int) -> PyTree[jax.ShapeDtypeStruct]:
+        return jax.tree.unflatten(self.treedef, [jax.ShapeDtypeStruct((size, *s), d) for s, d in self.leaves])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Spec) and (self.treedef, self.leaves) == (other.treedef, other.leaves)
+
+    def __hash__(self) -> int:
+        return hash((self.treedef, self.leaves))
+
+
+def _context() -> tuple[str, ...]:
+    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_device")
+    return tuple(str(getattr(jax.config, name)) for name in names)
+
+
+def padded(stack: PyTree[np.ndarray], start: int, stop: int, size: int) -> PyTree[np.ndarray]:
+    """The examples start..stop, padded to `size` by repeating the last of them (a legitimate input)."""
+
+    def piece(leaf: np.ndarray) -> np.ndarray:
+        part = leaf[start:stop]
+        if len(part) < size:
+            part = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        return part
+
+    return jax.tree.map(piece, stack)
+
+
+def launch(kernel: Callable[[Any, Any], Any], tile: Tile, left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
+    """Start the computation of a tile: the results of its blocks, which JAX computes while Python goes on.
+
+    Args:
+        kernel: a pure function of a pair of examples.
+        tile: what to compute.
+        left: the padded examples of every piece of the tile's rows.
+        right: likewise of its columns.
+    """
+    out = []
+    for block in tile.blocks():
+        x, y = left[block.row], right[block.col]
+        if block.swapped:
+            x, y = y, x
+        specs = [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), side) for side in (x, y)]
+        sizes = [jax.tree.leaves(side)[0].shape[0] for side in (x, y)]
+        out.append(compiled(kernel, *specs, (sizes[0], sizes[1])).call(x, y))
+    return out
+
+
+def assemble(tile: Tile, ranks: Sequence[int], results: Sequence[Any]) -> list[np.ndarray]:
+    """The arrays of a tile, of shape tile.shape + S + S', from the results of its blocks.
+
+    Args:
+        tile: what was computed.
+        ranks: the number of axes of an output, of each group; not looked at if the matrix is not symmetric.
+        results: what `launch` returned.
+    """
+    out: list[np.ndarray] = []
+    for block, result in zip(tile.blocks(), results, strict=True):
+        p, q = tile.rows.pieces[block.row], tile.cols.pieces[block.col]
+        for k, leaf in enumerate(jax.tree.leaves(result)):
+            values = np.asarray(leaf)
+            if block.swapped:
+                values = transposed(values, ranks[q.group])
+            values = values[: len(p), : len(q)]
+            if block.diagonal:  # exactly symmetric, as the mirrored tiles are
+                upper = np.triu(np.ones((len(p), len(q)), bool)).reshape(len(p), len(q), *[1] * (values.ndim - 2))
+                values = np.where(upper, values, transposed(values, ranks[p.group]))
+            if len(results) == 1:
+                out.append(values)
+                continue
+            if k == len(out):
+                out.append(np.empty((*tile.shape, *values.shape[2:]), values.dtype))
+            out[k][at(p.where, q.where)] = values
+            if block.mirrored:
+                out[k][at(q.where, p.where)] = transposed(values, ranks[p.group])
+    return out
+
+
+def transposed(block: np.ndarray, rank: int) -> np.ndarray:
+    """Exchange examples and outputs: (n, m) + S + S' to (m, n) + S' + S, where S has `rank` axes."""
+    axes = range(block.ndim)
+    return block.transpose((1, 0, *axes[2 + rank :], *axes[2 : 2 + rank]))
+
+
+def on_device(stack: PyTree[np.ndarray]) -> PyTree[jax.Array]:
+    """Examples where JAX computes."""
+    return jax.tree.map(jnp.asarray, stack)

@@ -1,0 +1,114 @@
+"""What a Gram matrix is the Gram matrix of, in a form that can be kept and compared."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from anywidth.examples import Dataset
+from anywidth.fingerprint import data_fingerprint, kernel_fingerprint
+
+__all__ = ["differences", "identity"]
+
+
+def identity(kernel: Callable[[Any, Any], Any], xs: Dataset, ys: Dataset | None, dtypes: Sequence[Any]) -> dict:
+    """Everything that decides the numbers, as JSON values.
+
+    Args:
+        kernel: the kernel.
+        xs: the examples of the rows.
+        ys: those of the columns; None if they are the same, and one triangle is computed.
+        dtypes: of the arrays that the kernel returns.
+    """
+    import anywidth
+
+    specs = [(group.spec, group.spec) for group in xs.groups]
+    if ys is not None:
+        specs += [(xs.groups[0].spec, group.spec) for group in ys.groups]
+    return {
+        "anywidth": anywidth.__version__,
+        "jax": jax.__version__,
+        "x64": bool(jax.config.jax_enable_x64),
+        "precision": str(jax.config.jax_default_matmul_precision),
+        "kernel": getattr(kernel, "__name__", type(kernel).__name__),
+        "parameters": _parameters(getattr(kernel, "network", None)),
+        "program": kernel_fingerprint(kernel, specs),
+        "dtype": [np.dtype(dtype).name for dtype in dtypes],
+        "X": _data(xs),
+        "Y": None if ys is None else _data(ys),
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs, in the user's terms; an empty list if nothing does that decides the numbers."""
+    found = []
+    for key, name in {
+        "anywidth": "the version of anywidth",
+        "x64": "jax_enable_x64",
+        "precision": "jax_default_matmul_precision",
+        "kernel": "the kernel",
+    }.items():
+        if old.get(key) != new[key]:
+            found.append(f"{name}: {old.get(key)} in the store, {new[key]} now")
+    for name in ("X", "Y"):
+        found += _data_differences(name, old.get(name), new[name])
+    if old.get("dtype") != new["dtype"]:
+        found.append(f"the dtype: {', '.join(old.get('dtype', []))} in the store, {', '.join(new['dtype'])} now")
+    if not found:  # each of these changes the traced program
+        before, after = old.get("parameters") or {}, new["parameters"]
+        found += [
+            f"the parameter {name}: {before.get(name, 'absent')} in the store, {after.get(name, 'absent')} now"
+            for name in {**before, **after}
+            if before.get(name) != after.get(name)
+        ]
+        if not found and old.get("program") != new["program"]:
+            found.append("the network's code, or an option of the kernel: another program was traced")
+            if old.get("jax") != new["jax"]:
+                found[-1] += f" (by JAX {old.get('jax')} then, {new['jax']} now, which may be why)"
+    return found
+
+
+def _data(data: Dataset) -> dict:
+    leaves = [leaf for group in data.groups for leaf in jax.tree.leaves(group.stack)]
+    return {
+        "examples": len(data),
+        "shapes": sorted({str(tuple(leaf.shape[1:])) for leaf in leaves}),
+        "dtypes": sorted({leaf.dtype.name for leaf in leaves}),
+        "fingerprint": data_fingerprint(data),
+    }
+
+
+def _data_differences(name: str, old: Any, new: Any) -> list[str]:
+    if (old is None) != (new is None):
+        here = [f"{name} is given", f"{name} is not given"]
+        return [f"{name}: {here[old is None]} in the store, {here[new is None]} now"]
+    if old is None:
+        return []
+    found = [
+        f"the {key} of {name}: {_shown(old.get(key))} in the store, {_shown(new[key])} now"
+        for key in ("examples", "shapes", "dtypes")
+        if old.get(key) != new[key]
+    ]
+    if not found and old.get("fingerprint") != new["fingerprint"]:
+        found = [f"the numbers in {name}, or their order"]
+    return found
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _parameters(network: Any) -> dict[str, str]:
+    """The distributions of the parameters, for people; what counts is in the program."""
+    from anywidth.kernels import read_parameters
+
+    if network is None:
+        return {}
+    out = {}
+    for item in read_parameters(network, jnp.float32).items:
+        shape = ", ".join(map(str, item.leaf.shape))
+        mean = "" if item.mean is None else f", mean={float(item.mean[0]):.6g}"
+        out[item.leaf.name] = f"Normal(({shape}), var={float(item.leaf.var):.6g}{mean})"
+    return out
