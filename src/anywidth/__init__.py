@@ -1,9 +1,10 @@
 """anywidth: the infinite-width limit of any neural network written in plain JAX."""
 
-from anywidth.errors import AccuracyWarning, AnywidthError, InputError, NoLimitError, UnsupportedError
+from anywidth.errors import AccuracyWarning, AnywidthError, InputError, NoLimitError, StoreError, UnsupportedError
 from anywidth.finite import Check, check, empirical_ntk
 from anywidth.kernels import Errors, Kernels, kernels, nngp, ntk
 from anywidth.network import Network, Normal
+from anywidth.store import open_gram
 from anywidth.tiles import gram
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "Network",
     "NoLimitError",
     "Normal",
+    "StoreError",
     "UnsupportedError",
     "check",
     "empirical_ntk",
@@ -25,4 +27,5 @@ __all__ = [
     "kernels",
     "nngp",
     "ntk",
+    "open_gram",
 ]

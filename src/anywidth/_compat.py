@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -59,3 +60,10 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
 
 def as_fun(jaxpr: Any) -> Any:
     return jex.jaxpr_as_fun(jaxpr)
+
+
+@contextmanager
+def settings(x64: bool, precision: Any) -> Iterator[None]:
+    """Settings of JAX, in this thread and for this block."""
+    with jax.enable_x64(x64), jax.default_matmul_precision(precision):
+        yield

@@ -34,7 +34,9 @@ def compiled(
 
 
 @lru_cache(maxsize=256)
-def _compiled(kernel: Callable[[Any, Any], Any], x: "_Spec", y: "_Spec", size: tuple[int, int], context: Any) -> Program:
+def _compiled(
+    kernel: Callable[[Any, Any], Any], x: "_Spec", y: "_Spec", size: tuple[int, int], context: Any
+) -> Program:
     """`context` is only there to tell cached programs apart."""
     over = jax.vmap(jax.vmap(kernel, in_axes=(None, 0)), in_axes=(0, None))
     lowered = jax.jit(over).lower(x.stacked(size[0]), y.stacked(size[1]))

@@ -82,8 +82,7 @@ def _data(data: Dataset) -> dict:
 
 def _data_differences(name: str, old: Any, new: Any) -> list[str]:
     if (old is None) != (new is None):
-        here = [f"{name} is given", f"{name} is not given"]
-        return [f"{name}: {here[old is None]} in the store, {here[new is None]} now"]
+        return [f"{name}: {'none' if old is None else 'given'} in the store, {'none' if new is None else 'given'} now"]
     if old is None:
         return []
     found = [

@@ -151,8 +151,16 @@ def _kernel(net: Network, which: str, accuracy: Accuracy, lr: Rates = None) -> C
         value, error = estimate(_checked(x, "x"), _checked(y, "y"))
         return Kernels(*value, Errors(*error)) if which == "both" else value
 
-    kernel.__name__ = which
-    kernel.__doc__ = f"The {which} of a network on one pair of examples."
+    def values(x: Any, y: Any) -> Any:
+        out = kernel(x, y)
+        return Kernels(out.nngp, out.ntk, None) if which == "both" else out  # type: ignore[arg-type]
+
+    values.__name__ = kernel.__name__ = "kernels" if which == "both" else which
+    kernel.__doc__ = f"The {kernel.__name__} of a network on one pair of examples."
+    # For `gram`: the network, the kernel without its errors, and whether they are zero for a pair of such shapes.
+    kernel.network = values.network = net  # type: ignore[attr-defined]
+    kernel.values = values  # type: ignore[attr-defined]
+    kernel.exact = estimate.exact  # type: ignore[attr-defined]
     return kernel
 
 

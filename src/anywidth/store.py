@@ -218,10 +218,11 @@ class GramStore:
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self._write_tile, tile, leaves, advance))
 
-    def flush(self) -> None:
-        """Wait until everything is written."""
+    def idle(self) -> None:
+        """Write what is left to write, for others may be waiting for it, and give them time."""
         while self._pending:
             self._pending.popleft().result()
+        time.sleep(0.1)
 
     def _write_tile(self, tile: Tile, leaves: Sequence[np.ndarray], advance: Advance) -> None:
         try:
@@ -379,11 +380,16 @@ def _arrays(path: Path, header: Header) -> dict[str, Any]:
 
 
 def _named(arrays: dict[str, Any]) -> Any:
-    from anywidth.kernels import Kernels
+    from anywidth.kernels import Errors, Kernels
 
     if set(arrays) == {""}:
         return arrays[""]
-    return Kernels(**arrays) if set(arrays) <= set(Kernels._fields) else arrays
+    names = set(arrays)
+    if not {"nngp", "ntk"} <= names <= {"nngp", "ntk", "error.nngp", "error.ntk"}:
+        return arrays
+    zero = np.zeros((), arrays["nngp"].dtype)
+    error = Errors(*(arrays.get(f"error.{kind}", zero) for kind in ("nngp", "ntk")))
+    return Kernels(arrays["nngp"], arrays["ntk"], error)
 
 
 def _count(path: Path, header: Header) -> tuple[int, int]:

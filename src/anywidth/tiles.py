@@ -1,13 +1,10 @@
-"""Kernels over data sets: tiles of pairs, within a memory budget.
+"""Kernels over data sets: tiles of pairs, within a memory budget, into memory or a store, here or on a cluster."""
 
-A kernel is a pure function of a pair of examples. A tile is that function under two `vmap`s, so that whatever
-depends on one example alone is computed once per example and inner products become one matrix product; it is
-compiled once per pair of example shapes, and the last tile is padded rather than compiled again.
-"""
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,13 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from anywidth.examples import Dataset, Group, dataset
-from anywidth.memory import free_memory, readable
+from anywidth.errors import StoreError
+from anywidth.evaluate import assemble, compiled, launch, on_device, padded, transposed
+from anywidth.examples import Dataset, dataset
+from anywidth.identity import differences, identity
+from anywidth.kernels import Errors, Kernels
+from anywidth.memory import free_memory, parse_bytes, readable
+from anywidth.plan import Piece, Tile, at, between_groups, even, panels, squares
+from anywidth.progress import Advance, bar
+from anywidth.store import QUEUE, GramStore, Header, read_header
 
 __all__ = ["gram"]
 
 _LARGEST = 512  # examples on a side of a tile: beyond it nothing is gained
 _SMALLEST_SPLIT = 64  # a symmetric matrix is cut into tiles at least this wide, to skip half of them
+_LARGEST_MIXED = 2048  # of a tile with examples of many shapes, each of which is a computation of its own
 
 
 def gram(
@@ -29,9 +34,11 @@ def gram(
     X: Any,
     Y: Any = None,
     *,
-    memory: int | None = None,
-    progress: bool = False,
-) -> PyTree[jax.Array]:
+    store: str | os.PathLike[str] | None = None,
+    memory: int | str | None = None,
+    client: Any = None,
+    progress: bool = True,
+) -> PyTree[Any]:
     """The matrix of a kernel over all pairs of examples.
 
     Args:
@@ -41,165 +48,298 @@ def gram(
         X: N examples: an array with a leading example axis, a pytree of such arrays, or a list of examples
             (arrays or pytrees of arrays), whose shapes may differ.
         Y: M examples, likewise. None for X itself: then only one triangle is computed, and mirrored.
-        memory: bytes the computation may use beyond its result; by default a quarter of what is free.
-        progress: show a progress bar in a terminal (needs `pip install "anywidth[cli]"`).
+        store: a directory in which to keep the matrix, as a zarr v3 array written tile by tile (a group of arrays for
+            a kernel that returns several), which may be larger than memory. The same call goes on with a store that is
+            not finished, whatever stopped it, and checks one that is: damaged tiles are computed again. Several
+            processes may work on one store, and share the tiles.
+        memory: bytes the computation may use beyond a result in memory, as a number or like "1 GiB"; by default a
+            quarter of what is free.
+        client: a `dask.distributed.Client`, on whose workers to compute the tiles. They need not see the store.
+        progress: show a progress bar on standard error if it is a terminal, rich is installed and the work lasts.
 
     Returns:
-        In place of each array returned by the kernel, an array of shape (N, M) + S + S'. If the examples of a list
-        have outputs of different shapes, a nested list instead, whose entry [i][j] has shape S_i + S'_j.
+        In place of each array returned by the kernel, an array of shape (N, M) + S + S', which with a `store` is a
+        read-only `zarr.Array` (slice it to get NumPy arrays; what is not written yet is NaN). The errors in `Kernels`
+        are scalar zeros if nothing had to be sampled. If the examples of a list have outputs of different shapes,
+        a nested list instead of an array, whose entry [i][j] has shape S_i + S'_j.
 
     Raises:
         TypeError: if X or Y does not hold arrays of numbers, or is being traced: `gram` runs outside `jit`.
         ValueError: if X or Y is empty or holds NaN or infinite numbers, if their examples do not resemble one
             another, or the kernel does not return shapes S + S'.
         MemoryError: if one pair does not fit in `memory`, or the result in what is free.
+        StoreError: if the store holds another matrix (it says what differs) or is no store, or if outputs have
+            different shapes, for which there is no one array.
+        OSError: if the disk is full or the store cannot be written to.
+        KeyboardInterrupt: on Ctrl-C; with a store, what was computed is kept.
     """
     xs = dataset(X)
     ys = xs if Y is None else dataset(Y, "Y", like=xs)
-    pairs = [(g, h) for g in range(len(xs.groups)) for h in range(len(ys.groups)) if Y is not None or g <= h]
+    symmetric = Y is None
+    pairs = [(g, h) for g in range(len(xs.groups)) for h in range(len(ys.groups)) if not symmetric or g <= h]
     shapes = {(g, h): jax.eval_shape(kernel, xs.groups[g].spec, ys.groups[h].spec) for g, h in pairs}
-    ranks = _output_ranks(shapes, len(xs.groups)) if Y is None else None
-    _fits(shapes, xs, ys)
-    budget = free_memory() // 4 if memory is None else memory
-
-    blocks: dict[tuple[int, int], PyTree[np.ndarray]] = {}
-    with _bar(progress, len(xs) * len(ys)) as advance:
-        for g, h in pairs:
-            rank = None if ranks is None or g != h else ranks[g]
-            blocks[g, h] = _block(kernel, xs.groups[g], ys.groups[h], rank, budget, advance)
-            if ranks is not None and g != h:
-                blocks[h, g] = jax.tree.map(lambda k, r=ranks[g]: _transpose(k, r), blocks[g, h])
-                advance(len(xs.groups[g]) * len(ys.groups[h]))
-    return _assemble(blocks, xs, ys)
-
-
-def _block(
-    kernel: Callable[[Any, Any], Any],
-    rows: Group,
-    cols: Group,
-    rank: int | None,
-    budget: int,
-    advance: Callable[[int], None],
-) -> PyTree[np.ndarray]:
-    """The kernel between two groups; by one triangle if `rank`, the number of axes of an output, is given."""
-    symmetric, axes = rank is not None, rank or 0
-    tile, program = _program(kernel, rows, cols, symmetric, budget)
-    left, right = _cut(rows.stack, tile[0]), _cut(cols.stack, tile[1])
-    n, m = len(rows), len(cols)
-    shape = jax.eval_shape(kernel, rows.spec, cols.spec)
-    out = jax.tree.map(lambda leaf: _empty((n, m, *leaf.shape), leaf.dtype), shape)
-
-    def store(i: int, j: int, result: Any) -> None:
-        a, b = i * tile[0], j * tile[1]
-        p, q = min(tile[0], n - a), min(tile[1], m - b)
-
-        def put(target: np.ndarray, values: Any) -> None:
-            values = np.asarray(values)[:p, :q]
-            if symmetric and i == j:  # exactly symmetric, as the mirrored tiles are
-                upper = np.triu(np.ones((p, q), bool)).reshape((p, q) + (1,) * (values.ndim - 2))
-                values = np.where(upper, values, _transpose(values, axes))
-            target[a : a + p, b : b + q] = values
-            if symmetric and i != j:
-                target[b : b + q, a : a + p] = _transpose(values, axes)
-
-        jax.tree.map(put, out, result)
-        advance(p * q * (2 if symmetric and i != j else 1))
-
-    pending: tuple[int, int, Any] | None = None  # the tile before, copied out while this one is computed
-    for i, x in enumerate(left):
-        for j, y in enumerate(right):
-            if symmetric and j < i:
-                continue
-            result = program(x, y)
-            if pending is not None:
-                store(*pending)
-            pending = (i, j, result)
-    if pending is not None:
-        store(*pending)
+    if exact := _exact(kernel, xs, ys, pairs):
+        kernel = exact
+        shapes = {(g, h): jax.eval_shape(kernel, xs.groups[g].spec, ys.groups[h].spec) for g, h in pairs}
+    work = _Work(
+        kernel, xs, ys, symmetric, shapes, _output_ranks(shapes, len(xs.groups)) if symmetric else [], _budget(memory)
+    )
+    compute = partial(_here, work) if client is None else partial(_on_cluster, client, work)
+    out = _in_memory(work, compute, progress) if store is None else _in_store(work, compute, progress, store)
+    if exact and isinstance(out, Kernels):
+        zero = np.zeros((), jax.tree.leaves(shapes[0, 0])[0].dtype)
+        return Kernels(out.nngp, out.ntk, Errors(zero, zero))
     return out
 
 
-def _program(
-    kernel: Callable[[Any, Any], Any], rows: Group, cols: Group, symmetric: bool, budget: int
-) -> tuple[tuple[int, int], Callable[[Any, Any], Any]]:
-    """The size of the tiles and the compiled program of one: the largest of ours that the budget allows."""
-    tile = _even(len(rows), symmetric), _even(len(cols), symmetric)
-    while True:
-        program, need = _compiled(kernel, _Spec(rows.spec), _Spec(cols.spec), tile, _context())
-        if need <= budget:
-            return tile, program
-        if tile == (1, 1):
-            raise MemoryError(
-                f"one pair of examples takes {readable(need)} and the memory budget is {readable(budget)}. "
-                "Pass a larger memory= to gram, or compute an output that needs less of the kernel."
+@dataclass(frozen=True)
+class _Work:
+    """What is to be computed, and with how much memory."""
+
+    kernel: Callable[[Any, Any], Any]
+    xs: Dataset
+    ys: Dataset
+    symmetric: bool
+    shapes: dict[tuple[int, int], Any]
+    ranks: Sequence[int]
+    budget: int
+
+    def need(self, g: int, h: int, size: tuple[int, int], copies: int) -> int:
+        """Bytes that a tile takes with `copies` of its output around."""
+        program = compiled(self.kernel, self.xs.groups[g].spec, self.ys.groups[h].spec, size)
+        return program.working + copies * program.output
+
+    def sides(self, tile: Tile) -> tuple[list[Any], list[Any]]:
+        """The padded examples of every piece of a tile."""
+        return (
+            [_padded(self.xs, piece) for piece in tile.rows.pieces],
+            [_padded(self.ys, piece) for piece in tile.cols.pieces],
+        )
+
+
+Put = Callable[[Tile, list[np.ndarray]], None]
+Compute = Callable[[Iterable[Tile | None], Put, Callable[[], None]], None]
+
+
+def _here(work: _Work, tiles: Iterable[Tile | None], put: Put, idle: Callable[[], None]) -> None:
+    """Compute tiles in this process; a tile is fetched and put while the next one is computed."""
+    device: dict[Any, Any] = {}
+
+    def side(name: str, data: Dataset, piece: Piece) -> Any:
+        key = (name if not work.symmetric else "", piece.group, piece.start, piece.padded)
+        if key not in device:
+            device[key] = on_device(_padded(data, piece))
+        return device[key]
+
+    pending: tuple[Tile, list[Any]] | None = None
+    for tile in tiles:
+        results = None
+        if tile is not None:
+            left = [side("x", work.xs, piece) for piece in tile.rows.pieces]
+            right = [side("y", work.ys, piece) for piece in tile.cols.pieces]
+            results = launch(work.kernel, tile, left, right)
+        if pending is not None:
+            put(pending[0], assemble(pending[0], work.ranks, pending[1]))
+        elif tile is None:
+            idle()
+        pending = None if tile is None or results is None else (tile, results)
+    if pending is not None:
+        put(pending[0], assemble(pending[0], work.ranks, pending[1]))
+
+
+def _on_cluster(client: Any, work: _Work, tiles: Iterable[Tile | None], put: Put, idle: Callable[[], None]) -> None:
+    from anywidth.cluster import run
+
+    run(client, work.kernel, work.ranks, tiles, work.sides, put, idle)
+
+
+def _padded(data: Dataset, piece: Piece) -> Any:
+    return padded(data.groups[piece.group].stack, piece.start, piece.stop, piece.padded)
+
+
+# --- into memory ------------------------------------------------------------------------------------------
+
+
+def _in_memory(work: _Work, compute: Compute, progress: bool) -> PyTree[Any]:
+    xs, ys = work.xs, work.ys
+    _fits(work)
+    treedef = jax.tree.structure(work.shapes[0, 0])
+    columns = list(zip(*(jax.tree.leaves(tree) for tree in work.shapes.values()), strict=True))
+    nested = any(len({leaf.shape for leaf in column}) > 1 for column in columns)
+    out: list[Any] = [
+        [[None] * len(ys) for _ in range(len(xs))]
+        if nested
+        else _empty((len(xs), len(ys), *column[0].shape), column[0].dtype)
+        for column in columns
+    ]
+
+    def place(target: Any, rows: Any, cols: Any, values: np.ndarray) -> None:
+        if not nested:
+            target[at(rows, cols)] = values
+            return
+        for a, i in enumerate(np.arange(len(xs))[rows]):
+            for b, j in enumerate(np.arange(len(ys))[cols]):
+                target[i][j] = jnp.array(values[a, b])
+
+    tiles = list(_plan_in_memory(work))
+    with bar(progress, len(tiles)) as advance:
+
+        def put(tile: Tile, leaves: list[np.ndarray]) -> None:
+            for target, values in zip(out, leaves, strict=True):
+                place(target, tile.rows.rows, tile.cols.rows, values)
+                if tile.mirrored:
+                    rank = work.ranks[tile.rows.pieces[0].group]
+                    place(target, tile.cols.rows, tile.rows.rows, transposed(values, rank))
+            advance(tile.pairs)
+
+        compute(tiles, put, lambda: None)
+    return jax.tree.unflatten(treedef, out if nested else [jax.device_put(leaf, may_alias=True) for leaf in out])
+
+
+def _plan_in_memory(work: _Work) -> Iterator[Tile]:
+    """The tiles between two groups at a time, as large as the budget allows for them."""
+    for g, h in work.shapes:
+        rows, cols = work.xs.groups[g], work.ys.groups[h]
+        size = _side(len(rows), work.symmetric), _side(len(cols), work.symmetric)
+        # two outputs are alive at a time: the tile being computed and the one being copied out
+        while (need := work.need(g, h, size, 2)) > work.budget:
+            size = _smaller(size, need, work.budget)
+        yield from between_groups((g, rows), (h, cols), size, work.symmetric)
+
+
+def _side(n: int, symmetric: bool, most: int = _LARGEST) -> int:
+    return even(n, min(most, max(_SMALLEST_SPLIT, -(-n // 8))) if symmetric else most)
+
+
+def _smaller(size: tuple[int, int], need: int, budget: int) -> tuple[int, int]:
+    if size == (1, 1):
+        raise MemoryError(
+            f"one pair of examples takes {readable(need)} and the memory budget is {readable(budget)}. "
+            "Pass a larger memory= to gram, or compute an output that needs less of the kernel."
+        )
+    # Memory goes with the area of a tile, or with its side; 0.8 for what goes with neither.
+    shrink = max(0.8 * (budget / need) ** 0.5, 1 / max(size))
+    return max(1, int(size[0] * shrink)), max(1, int(size[1] * shrink))
+
+
+def _fits(work: _Work) -> None:
+    size = 0
+    for (g, h), tree in work.shapes.items():
+        pairs = len(work.xs.groups[g]) * len(work.ys.groups[h]) * (2 if work.symmetric and g != h else 1)
+        size += pairs * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    if size > (free := free_memory()):
+        raise MemoryError(
+            f"the kernel of {len(work.xs)} x {len(work.ys)} examples takes {readable(size)} and {readable(free)} is "
+            'free. Keep it on disk with store="K.zarr", use fewer examples at a time, or an output with fewer axes.'
+        )
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array aligned so that JAX can take it over on the CPU without a copy."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+# --- into a store -----------------------------------------------------------------------------------------
+
+
+def _in_store(work: _Work, compute: Compute, progress: bool, store: str | os.PathLike[str]) -> PyTree[Any]:
+    path = Path(store)
+    arrays = _stored_arrays(work)
+    dtypes = [dtype for _, dtype in arrays.values()]
+    what = identity(work.kernel, work.xs, None if work.symmetric else work.ys, dtypes)
+    found = read_header(path)
+    if found is not None:
+        different = differences(found.identity, what)
+        if not different and found.arrays != arrays:
+            different = ["the arrays of the kernel"]
+        if different:
+            raise StoreError(
+                f"the store {path} holds another Gram matrix, and nothing in it was touched. What differs:\n  - "
+                + "\n  - ".join(different)
+                + "\nChoose another path, or delete it."
             )
-        # Memory goes with the area of a tile, or with its side; 0.8 for what goes with neither.
-        shrink = max(0.8 * (budget / need) ** 0.5, 1 / max(tile))
-        tile = max(1, int(tile[0] * shrink)), max(1, int(tile[1] * shrink))
+    tile = _plan_store(work, None if found is None else found.tile)
+    header = found or Header(what, arrays, tile, work.symmetric)
+    rows = panels(work.xs, tile[0])
+    cols = rows if work.symmetric else panels(work.ys, tile[1])
+    total = len(rows) * (len(rows) + 1) // 2 if work.symmetric else len(rows) * len(cols)
+    target = GramStore(path, header)
+    try:
+        with bar(progress, total) as advance, target:
+            put = partial(_put, target, advance)
+            compute(target.todo(squares(rows, cols, work.symmetric), advance), put, target.idle)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted: {target.done} of {total} tiles are in {path}, and the same call goes on from there"
+        ) from None
+    return jax.tree.unflatten(jax.tree.structure(work.shapes[0, 0]), list(target.arrays().values()))
 
 
-@lru_cache(maxsize=64)
-def _compiled(
-    kernel: Callable[[Any, Any], Any], x: "_Spec", y: "_Spec", tile: tuple[int, int], context: Any
-) -> tuple[Callable[[Any, Any], Any], int]:
-    """A tile's program, compiled, and the bytes it takes. `context` is only there to tell cached programs apart."""
-    over = jax.vmap(jax.vmap(kernel, in_axes=(None, 0)), in_axes=(0, None))
-    program = jax.jit(over).lower(x.stacked(tile[0]), y.stacked(tile[1])).compile()
-    analysis = program.memory_analysis()
-    if analysis is None:  # not every backend tells
-        outputs = jax.tree.leaves(jax.eval_shape(over, x.stacked(tile[0]), y.stacked(tile[1])))
-        return program, 8 * sum(leaf.size * leaf.dtype.itemsize for leaf in outputs)
-    # Two outputs are alive at a time: the tile being computed and the one being copied out.
-    return program, (
-        analysis.temp_size_in_bytes + 2 * analysis.output_size_in_bytes + 2 * analysis.argument_size_in_bytes
-    )
+def _put(target: GramStore, advance: Advance, tile: Tile, leaves: list[np.ndarray]) -> None:
+    target.put(tile, leaves, advance)
 
 
-class _Spec:
-    """Shapes and dtypes of an example, hashable."""
-
-    def __init__(self, spec: PyTree[jax.ShapeDtypeStruct]) -> None:
-        leaves, self.treedef = jax.tree.flatten(spec)
-        self.leaves = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-
-    def stacked(self, size: int) -> PyTree[jax.ShapeDtypeStruct]:
-        return jax.tree.unflatten(self.treedef, [jax.ShapeDtypeStruct((size, *s), d) for s, d in self.leaves])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Spec) and (self.treedef, self.leaves) == (other.treedef, other.leaves)
-
-    def __hash__(self) -> int:
-        return hash((self.treedef, self.leaves))
-
-
-def _context() -> tuple[str, ...]:
-    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_device")
-    return tuple(str(getattr(jax.config, name)) for name in names)
-
-
-def _even(n: int, symmetric: bool) -> int:
-    """The side of a tile: n cut evenly, so that little is padded."""
-    most = min(_LARGEST, max(_SMALLEST_SPLIT, -(-n // 8))) if symmetric else _LARGEST
-    return -(-n // -(-n // most))
+def _plan_store(work: _Work, given: tuple[int, int] | None) -> tuple[int, int]:
+    """Examples on each side of a tile; the store's own if there is one."""
+    # what is computed, fetched, being written, and the copies that writing makes
+    copies = 4 + 2 * QUEUE
+    several = max(len(work.xs.groups), len(work.ys.groups)) > 1
+    most = _LARGEST_MIXED if several else _LARGEST
+    tile = given or (_side(len(work.xs), work.symmetric, most), _side(len(work.ys), work.symmetric, most))
+    while True:
+        need = 0
+        if several:
+            leaves = jax.tree.leaves(work.shapes[0, 0])
+            need = copies * tile[0] * tile[1] * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        if need <= work.budget:
+            left, right = _padded_sizes(work.xs, tile[0]), _padded_sizes(work.ys, tile[1])
+            need += max(work.need(g, h, (left[g], right[h]), 0 if several else copies) for g, h in work.shapes)
+        if need <= work.budget:
+            return tile
+        if given:
+            raise MemoryError(
+                f"the tiles of this store, {tile[0]} x {tile[1]} examples, take {readable(need)} and the memory budget "
+                f"is {readable(work.budget)}. Pass a larger memory= to gram."
+            )
+        tile = _smaller(tile, need, work.budget)
 
 
-def _cut(stack: PyTree[np.ndarray], size: int) -> list[PyTree[jax.Array]]:
-    """Pieces of `size` examples, the last one padded by repeating its last example (a legitimate input)."""
-
-    def piece(leaf: np.ndarray, start: int) -> jax.Array:
-        part = leaf[start : start + size]
-        if len(part) < size:
-            part = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        return jnp.asarray(part)
-
-    n = jax.tree.leaves(stack)[0].shape[0]
-    return [jax.tree.map(lambda leaf, s=start: piece(leaf, s), stack) for start in range(0, n, size)]
+def _padded_sizes(data: Dataset, side: int) -> dict[int, int]:
+    return {piece.group: piece.padded for panel in panels(data, side) for piece in panel.pieces}
 
 
-def _transpose(block: np.ndarray, rank: int) -> np.ndarray:
-    """Exchange examples and outputs: (n, m) + S + S' to (m, n) + S' + S, where S has `rank` axes."""
-    axes = range(block.ndim)
-    return block.transpose((1, 0, *axes[2 + rank :], *axes[2 : 2 + rank]))
+def _stored_arrays(work: _Work) -> dict[str, tuple[tuple[int, ...], str]]:
+    out = {}
+    for paths in zip(*(jax.tree.leaves_with_path(tree) for tree in work.shapes.values()), strict=True):
+        path, leaf = paths[0]
+        if len({other.shape for _, other in paths}) > 1:
+            raise StoreError(
+                "the examples have outputs of different shapes, and so do their kernels: there is no one array to "
+                "store. Return one number for each example (an average over its tokens), or pad the examples to one "
+                "shape and mask inside the network; without store= the result is a nested list."
+            )
+        name = ".".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path)
+        out[name] = ((len(work.xs), len(work.ys), *leaf.shape), np.dtype(leaf.dtype).name)
+    return out
+
+
+# --- what is asked for ------------------------------------------------------------------------------------
+
+
+def _budget(memory: int | str | None) -> int:
+    return free_memory() // 4 if memory is None else parse_bytes(memory)
+
+
+def _exact(kernel: Any, xs: Dataset, ys: Dataset, pairs: Sequence[tuple[int, int]]) -> Any:
+    """The kernel without its errors, if it has some that are zero for every pair of shapes."""
+    exact = getattr(kernel, "exact", None)
+    if exact is None or not all(exact(xs.groups[g].spec, ys.groups[h].spec) for g, h in pairs):
+        return None
+    return kernel.values
 
 
 def _output_ranks(shapes: dict[tuple[int, int], Any], groups: int) -> list[int]:
@@ -223,63 +363,3 @@ def _output_ranks(shapes: dict[tuple[int, int], Any], groups: int) -> list[int]:
     if any(len(found) != 1 for found in ranks):
         raise ValueError("the arrays a kernel returns must all be over the same outputs when Y is None")
     return [found.pop() for found in ranks]
-
-
-def _fits(shapes: dict[tuple[int, int], Any], xs: Dataset, ys: Dataset) -> None:
-    size = 0
-    for (g, h), tree in shapes.items():
-        pairs = len(xs.groups[g]) * len(ys.groups[h])
-        size += pairs * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    if size > (free := free_memory()):
-        raise MemoryError(
-            f"the kernel of {len(xs)} x {len(ys)} examples takes {readable(size)} and {readable(free)} is free. "
-            "Use fewer examples at a time, or an output with fewer axes."
-        )
-
-
-def _assemble(blocks: dict[tuple[int, int], PyTree[np.ndarray]], xs: Dataset, ys: Dataset) -> PyTree[Any]:
-    treedef = jax.tree.structure(blocks[0, 0])
-    columns = [jax.tree.leaves(block) for block in blocks.values()]
-    leaves = [dict(zip(blocks, column, strict=True)) for column in zip(*columns, strict=True)]
-    return jax.tree.unflatten(treedef, [_place(leaf, xs, ys) for leaf in leaves])
-
-
-def _place(blocks: dict[tuple[int, int], np.ndarray], xs: Dataset, ys: Dataset) -> Any:
-    """Blocks between groups, put back in the order of the data sets."""
-    if len(blocks) == 1:
-        return jax.device_put(blocks[0, 0], may_alias=True)
-    if len({block.shape[2:] for block in blocks.values()}) == 1:
-        first = blocks[0, 0]
-        out = _empty((len(xs), len(ys), *first.shape[2:]), first.dtype)
-        for (g, h), block in blocks.items():
-            out[np.ix_(xs.groups[g].positions, ys.groups[h].positions)] = block
-        return jax.device_put(out, may_alias=True)
-    nested: list[list[Any]] = [[None] * len(ys) for _ in range(len(xs))]
-    for (g, h), block in blocks.items():
-        for a, i in enumerate(xs.groups[g].positions):
-            for b, j in enumerate(ys.groups[h].positions):
-                nested[i][j] = jnp.asarray(block[a, b])
-    return nested
-
-
-def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array aligned so that JAX can take it over on the CPU without a copy."""
-    dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
-    buffer = np.empty(size + 64, np.uint8)
-    start = -buffer.ctypes.data % 64
-    return buffer[start : start + size].view(dtype).reshape(shape)
-
-
-@contextmanager
-def _bar(progress: bool, total: int) -> Iterator[Callable[[int], None]]:
-    if not progress:
-        yield lambda _: None
-        return
-    try:
-        from rich.progress import Progress
-    except ImportError as error:
-        raise ImportError('progress=True needs rich: pip install "anywidth[cli]"') from error
-    with Progress(transient=True) as bar:
-        task = bar.add_task("kernel", total=total)
-        yield lambda amount: bar.advance(task, amount)
