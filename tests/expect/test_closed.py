@@ -222,7 +222,7 @@ def test_erf_with_wide_gaussians_and_near_correlation_one():
     for args in zip(*covariances(40, 11)):
         q1, q2, c = map(mp.mpf, args)
         exact = 2 / mp.pi * mp.asin(2 * c / mp.sqrt((1 + 2 * q1) * (1 + 2 * q2)))
-        assert difference(pair(f, f, *args), exact, 0) < 1e-13
+        assert difference(pair(f, f, *args), exact, 1) < 1e-13
         slope = 4 / mp.pi / mp.sqrt(1 + 2 * q1 + 2 * q2 + 4 * (q1 * q2 - c * c))
         assert difference(jax.grad(pair, 4)(f, f, *args), slope, 0) < 1e-12
 

@@ -28,18 +28,18 @@ in w only for odd s; for every other s the half line is mapped by ``w = c exp(v 
 
 **Linear algebra.** One copy is eliminated at a time. Given w, g' has covariance ``B1 = S22 - alpha S21 R1 S12``, with
 the resolvent ``R1 = (I + alpha S11)**(-1)``, alpha = 2 a w**2; given w too it has covariance ``B1 R2``,
-``R2 = (I + beta B1)**(-1)``, and the cross covariance is ``R1 S12 R2``. The resolvents come from one
-eigendecomposition for *all* quadrature points, but are differentiated as resolvents, ``dR = -alpha R dS R``, which knows
-nothing of eigenvectors: derivatives of any order are right at repeated and at zero eigenvalues. For equal batch sizes B1
-is computed through the differences S12 - S11 and S11 + S22 - S12 - S21, so that the same batch on both sides costs no
-digits; pairs (i, j) that coincide (correlation +-1) do so exactly under every weight, and are kept so.
+``R2 = (I + beta B1)**(-1)``, and the cross covariance is ``R1 S12 R2`` (`resolvents.py`). For equal batch sizes B1 is
+computed through the differences S12 - S11 and S11 + S22 - S12 - S21, so that nearly equal batches cost few digits; pairs
+(i, j) that coincide (correlation +-1) do so exactly under every weight, and are kept so.
+
+**The same batch on both sides** (to rounding) is one integral and not two, of r**(-(s+t)/2), and so is every first
+derivative (`coinciding.py`): there the derivative, which for a batch of 4 decays like 1/w only, has all its digits.
 
 **NTK.** `jax.jvp` with a tangent on S12 alone.
 
 **Limits.** Eigenvalues below ``4 B`` units of rounding count as zeros, so in float32 small eigenvalues (1e-5 of the
-largest at B = 32) are lost: the derivative then has errors of 1e-3. The derivative at rank 3 (B = 4) decays like 1/w
-and depends on such eigenvalues like their square root: the same batch bit for bit keeps its digits (float64 2e-9,
-float32 3e-5), the same batch permuted does not (1e-7, 2e-3).
+largest at B = 32) are lost: the derivative then has errors of 1e-3. The derivative of the same batch in another order is
+two integrals, and at rank 3 (B = 4) right to 1e-7 (float32 2e-3) only.
 
 **When is it finite?** (`check_finite`.) With eps > 0 always. With eps = 0 and n = rank(S): near r = 0 the density
 contributes n dimensions, f of degree k contributes k, the normaliser -s. One batch: n + k > s. The same
@@ -66,6 +66,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .closed import mean, pair
+from .resolvents import noise, relative_noise, resolvents, resolvents_diag
 
 __all__ = ["normalised_pair", "normalised_self", "normalised_mean", "check_finite"]
 
@@ -98,15 +99,15 @@ def _points(dtype, s):
     return (n if _odd(s) else 2 * n), tol
 
 
-def _end(S, centred, same):
+def far_end(S, single):
     """The largest end of the rule in v: far out the integrand sees eigenvalues of relative size exp(-2 v).
 
-    `same` (two copies of one batch, bit for bit) and `centred` together leave no rounded null space to be seen.
-    Otherwise eigenvalues below `_noise` are unknown, and weights that would tell them from zero are left out.
+    A single integral sees powers of the weight alone there. In a double one eigenvalues below `noise` are unknown, and
+    weights that would tell them from zero are left out.
     """
-    wide = jnp.finfo(S.dtype).bits > 32
-    known = (23.0 if centred else 18.0) if wide else (11.0 if centred else 8.5)
-    return jnp.where(same, known, math.asinh((0.5 / _relative_noise(S)) ** 0.5)).astype(S.dtype)
+    if single:
+        return jnp.asarray(40.0 if jnp.finfo(S.dtype).bits > 32 else 17.5, S.dtype)
+    return jnp.asarray(math.asinh((0.5 / relative_noise(S)) ** 0.5), S.dtype)
 
 
 def _odd(s):
@@ -148,82 +149,16 @@ def _nodes(s, k, A, eps, end):
     return x, h * x**s * (1 + jnp.exp(-v))
 
 
-# --- resolvents ------------------------------------------------------------------------------------------------------
-
-
-def _spectrum(S, noise, centred):
-    """Eigenvalues and -vectors; if `centred`, of the B - 1 dimensions orthogonal to (1, ..., 1) alone."""
-    if not centred:
-        lam, U = jnp.linalg.eigh((S + S.T) / 2)
-    else:
-        Q = _helmert(S.shape[-1], S.dtype)
-        S = Q.T @ S @ Q
-        lam, U = jnp.linalg.eigh((S + S.T) / 2)
-        U = Q @ U
-    return jnp.where(lam > noise, lam, 0), U
-
-
-def _helmert(n, dtype):
-    """Orthonormal columns, n - 1 of them, each of sum zero."""
-    k = jnp.arange(1, n, dtype=dtype)
-    i = jnp.arange(n, dtype=dtype)[:, None]
-    return jnp.where(i < k, 1, jnp.where(i == k, -k, 0)) * lax.rsqrt(k * (k + 1))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _resolvents(S, noise, x2, centred):
-    """log det(I + x2 S), R = (I + x2 S)^-1 and S R for every x2; eigenvalues up to `noise` are zeros."""
-    lam, U = _spectrum(S, noise, centred)
-    d = 1 / (1 + x2[:, None] * lam)
-    return jnp.log1p(x2[:, None] * lam).sum(1), (U * d[:, None]) @ U.T, (U * (lam * d)[:, None]) @ U.T
-
-
-@_resolvents.defjvp
-def _(centred, primals, tangents):
-    S, _, x2 = primals
-    out = logdet, R, SR = _resolvents(*primals, centred)
-    dS = (tangents[0] + tangents[0].T) / 2
-    X = R @ dS
-    dSR = X @ R
-    return out, (x2 * jnp.trace(X, axis1=-2, axis2=-1), -x2[:, None, None] * dSR, dSR)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _resolvents_diag(S, noise, x2, centred):
-    """As `_resolvents`, but of S R only the diagonal."""
-    lam, U = _spectrum(S, noise, centred)
-    d = 1 / (1 + x2[:, None] * lam)
-    return jnp.log1p(x2[:, None] * lam).sum(1), (U * d[:, None]) @ U.T, (lam * d) @ (U * U).T
-
-
-@_resolvents_diag.defjvp
-def _(centred, primals, tangents):
-    S, _, x2 = primals
-    out = logdet, R, _ = _resolvents_diag(*primals, centred)
-    dS = (tangents[0] + tangents[0].T) / 2
-    X = R @ dS
-    return out, (x2 * jnp.trace(X, axis1=-2, axis2=-1), -x2[:, None, None] * (X @ R), (X * R).sum(-1))
-
-
-def _relative_noise(S):
-    return 4 * S.shape[-1] * float(jnp.finfo(S.dtype).eps)
-
-
-def _noise(S):
-    """Eigenvalues up to here are rounding."""
-    return lax.stop_gradient(_relative_noise(S) * jnp.max(jnp.abs(S)))
-
-
 # --- the closed form under a weight ----------------------------------------------------------------------------------
 
 
-def _coinciding(q1, q2, c):
+def coinciding(q1, q2, c):
     """+1 or -1 where two Gaussians are almost surely multiples of one another, else 0."""
     q1, q2, c = lax.stop_gradient((q1[:, None], q2[None, :], c))
     return jnp.where((q1 * q2 > 0) & (q1 * q2 - c * c <= 4 * jnp.finfo(c.dtype).eps * q1 * q2), jnp.sign(c), 0)
 
 
-def _value(f, g, q1, q2, c, sign):
+def value(f, g, q1, q2, c, sign):
     """V for variances q1 (..., B), q2 (..., B') and covariances c (..., B, B'), with known coincidences `sign`."""
     q1 = _at_least_zero(q1)[..., :, None]
     q2 = _at_least_zero(q2)[..., None, :]
@@ -251,75 +186,86 @@ def _at_least_zero(q):
 # --- one batch: one integral -----------------------------------------------------------------------------------------
 
 
-def _prepare(f, s, S, a, eps, end):
-    """The covariance in units of the weight, that unit, the factor in front, and the rule."""
+def prepare(k, s, S, a, eps, end):
+    """The covariance in units of the weight, that unit, the factor in front, and the rule for r**(-s/2)."""
     c = _scale(S, a, eps)
     unit = jnp.sqrt(jnp.asarray(2 * a, S.dtype)) * c
     A = S * unit * unit
     eps = jnp.asarray(eps, S.dtype) * c * c
-    x, w = _nodes(s, f.k, A, eps, end)
-    front = (2 / math.gamma(s / 2)) * c**s * unit ** (-f.k)
+    x, w = _nodes(s, k, A, eps, end)
+    front = (2 / math.gamma(s / 2)) * c**s * unit ** (-k)
     return A, unit, front, x * x, w * jnp.exp(-eps * x * x)
 
 
 def _mean(f, s, S, a, eps, centred):
     if s == 0:
         return mean(f, jnp.diagonal(S))
-    A, _, front, x2, w = _prepare(f, s, S, a, eps, _end(S, centred, True))
-    logdet, _, q = _resolvents_diag(A, _noise(A), x2, centred)
+    A, _, front, x2, w = prepare(f.k, s, S, a, eps, far_end(S, True))
+    logdet, _, q = resolvents_diag(A, noise(A), x2, centred)
     return front * ((w * jnp.exp(-logdet / 2)) @ mean(f, _at_least_zero(q)))
 
 
-def _self(f, g, s, S, a, eps, centred):
+def single(f, g, s, S, a, eps, centred):
+    """E[f(g_i) g(g_j) r**(-s/2)]."""
     q = jnp.diagonal(S)
-    sign = _coinciding(q, q, S)
+    sign = coinciding(q, q, S)
     if s == 0:
-        return _value(f, g, q, q, S, sign)
-    A, unit, front, x2, w = _prepare(f, s, S, a, eps, _end(S, centred, True))
-    front = front * unit ** (-g.k)
-    logdet, _, M = _resolvents(A, _noise(A), x2, centred)
+        return value(f, g, q, q, S, sign)
+    A, _, front, x2, w = prepare(f.k + g.k, s, S, a, eps, far_end(S, True))
+    logdet, _, M = resolvents(A, noise(A), x2, centred)
     q = jnp.diagonal(M, axis1=-2, axis2=-1)
-    return front * jnp.tensordot(w * jnp.exp(-logdet / 2), _value(f, g, q, q, M, sign), 1)
+    return front * jnp.tensordot(w * jnp.exp(-logdet / 2), value(f, g, q, q, M, sign), 1)
 
 
 # --- two batches: two integrals --------------------------------------------------------------------------------------
 
 
 def _eliminate(B, C, E, F, x2, R, M):
-    """Covariance of the second batch under the weight x2 on the first, and its rounding. R = (I + x2 A)^-1, M = A R.
+    """Covariance of the second batch under the weight x2 on the first. R = (I + x2 A)^-1, M = A R.
 
     With E = C - A and F = A + B - C - C', both zero for the same batch: B - x2 C' R C = M + F + R E + E' R - x2 E' R E.
     """
     if E is None:
-        return B - x2 * (C.T @ (R @ C)), _noise(B)
+        return B - x2 * (C.T @ (R @ C))
     T = R @ E
-    same = jnp.all(lax.stop_gradient(E) == 0) & jnp.all(lax.stop_gradient(F) == 0)
-    return M + F + (T + T.T) - x2 * (E.T @ T), jnp.where(same, _noise(M), _noise(B))
+    return M + F + (T + T.T) - x2 * (E.T @ T)
 
 
 def _pair(f, g, s, t, S11, S22, S12, a1, a2, eps1, eps2, centred):
-    q1, q2 = jnp.diagonal(S11), jnp.diagonal(S22)
-    sign = _coinciding(q1, q2, S12)
     if s == 0 and t == 0:
-        return _value(f, g, q1, q2, S12, sign)
+        q1, q2 = jnp.diagonal(S11), jnp.diagonal(S22)
+        return value(f, g, q1, q2, S12, coinciding(q1, q2, S12))
     if s == 0:
         return _pair(g, f, t, s, S22, S11, S12.T, a2, a1, eps2, eps1, centred).T
+    a1, a2, eps1, eps2 = (jnp.asarray(z, S12.dtype) for z in (a1, a2, eps1, eps2))
+    arrays = S11, S22, S12, a1, a2, eps1, eps2
+    two = lambda *arrays: _double(f, g, s, t, *arrays, centred)
+    if t == 0 or S11.shape != S22.shape:
+        return two(*arrays)
+    from .coinciding import pair_with_itself
 
-    same = S11.shape == S22.shape and jnp.all((S11 == S22) & (S11 == S12))
-    end = jnp.minimum(_end(S11, centred, same), _end(S22, centred, same))
-    A, unit1, front, x1, w1 = _prepare(f, s, S11, a1, eps1, end)
-    logdet1, R1, M1 = _resolvents(A, _noise(A), x1, centred)
+    near = lambda S: jnp.all(jnp.abs(S - S11) <= noise(S11))
+    same = near(S22) & near(S12) & (a1 == a2) & (eps1 == eps2)
+    return lax.cond(same, lambda *arrays: pair_with_itself(f, g, s, t, centred, *arrays), two, *arrays)
+
+
+def _double(f, g, s, t, S11, S22, S12, a1, a2, eps1, eps2, centred):
+    q1, q2 = jnp.diagonal(S11), jnp.diagonal(S22)
+    sign = coinciding(q1, q2, S12)
+    end = jnp.minimum(far_end(S11, False), far_end(S22, False))
+    A, unit1, front, x1, w1 = prepare(f.k, s, S11, a1, eps1, end)
+    logdet1, R1, M1 = resolvents(A, noise(A), x1, centred)
     w1 = w1 * jnp.exp(-logdet1 / 2)
     if t == 0:
         C = S12 * unit1
         q1 = jnp.diagonal(M1, axis1=-2, axis2=-1)
         q2 = q2 - x1[:, None] * (C * (R1 @ C)).sum(-2)
-        return front * jnp.tensordot(w1, _value(f, g, q1, q2, R1 @ C, sign), 1)
+        return front * jnp.tensordot(w1, value(f, g, q1, q2, R1 @ C, sign), 1)
 
-    B, unit2, front2, x2, w2 = _prepare(g, t, S22, a2, eps2, end)
+    B, unit2, front2, x2, w2 = prepare(g.k, t, S22, a2, eps2, end)
     C = (S12 * unit1) * unit2
     E = F = None
-    if S11.shape == S22.shape:  # differences before scaling: exact zeros, fused or not
+    if S11.shape == S22.shape:  # differences before scaling
         ratio = unit2 / unit1
         E = S12 * ratio - S11
         F = (S22 * ratio * ratio - S11) - (E + E.T)
@@ -329,11 +275,11 @@ def _pair(f, g, s, t, S11, S22, S12, a1, a2, eps1, eps2, centred):
     def step(total, point):
         x, w, R, M = point
         P = R @ C
-        B1, noise = _eliminate(B, C, E, F, x, R, M)
-        logdet, R2, q2 = _resolvents_diag(B1, noise, x2, centred)
+        B1 = _eliminate(B, C, E, F, x, R, M)
+        logdet, R2, q2 = resolvents_diag(B1, noise(B), x2, centred)
         cross = P @ R2
         q1 = jnp.diagonal(M) - x2[:, None] * (cross * P).sum(-1)
-        values = _value(f, g, q1, q2, cross, sign)
+        values = value(f, g, q1, q2, cross, sign)
         return total + w * jnp.tensordot(w2 * jnp.exp(-logdet / 2), values, 1), None
 
     total, _ = lax.scan(step, jnp.zeros_like(S12), (x1, w1, R1, M1))
@@ -373,7 +319,7 @@ def normalised_self(f, g, s, t, S, a, eps, *, centred=False):
     """E[f(g_i) g(g_j) r**(-(s+t)/2)], shape (..., B, B), within one batch; ``r = a * sum(g**2) + eps``."""
     S = jnp.asarray(S)
     return _over_leading(
-        lambda S: _self(f, g, s + t, S, a, eps, centred), S, cost=_points(S.dtype, s + t)[0] * S.shape[-1] ** 2
+        lambda S: single(f, g, s + t, S, a, eps, centred), S, cost=_points(S.dtype, s + t)[0] * S.shape[-1] ** 2
     )
 
 

@@ -100,6 +100,12 @@ def odd_moment(k, l, q1, q2, c):
     return stein.moment(k, l, None if k % 2 else jump, None if l % 2 else jump, stein.covariance(q1, q2, c))
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def even_moment(k, l, q1, q2, c):
+    """E[|u|^k |v|^l] / 2 = J_kl(c) + J_kl(-c), with its slope in c to full relative accuracy as c -> 0."""
+    return orthant(k, l, q1, q2, c) + orthant(k, l, q1, q2, -c)
+
+
 def ray(l, q1, q2, c):
     """E[delta(u) v^l; v > 0] = E|z|^l (det / q1)^(l/2) / sqrt(8 pi q1), and 0 where q1 = 0."""
     d = gram_det(q1, q2, c)
@@ -140,6 +146,16 @@ def _odd_slope_q(k, l, q1, q2, c):
     return jnp.zeros_like(c) if k else -c * safe_recip(q1) / 2 * _odd_slope_c(k, l, q1, q2, c)
 
 
+def _even_slope_c(k, l, q1, q2, c):
+    return k * l / 2 * odd_moment(k - 1, l - 1, q1, q2, c) if k and l else jnp.zeros_like(c)
+
+
+def _even_slope_q(k, l, q1, q2, c):
+    if k >= 2:
+        return k * (k - 1) / 2 * even_moment(k - 2, l, q1, q2, c)
+    return ray(l, q1, q2, c) if k else jnp.zeros_like(c)
+
+
 def _rule(value, slope_c, slope_q):
     def rule(k, l, primals, tangents):
         q1, q2, c = primals
@@ -157,6 +173,7 @@ def _rule(value, slope_c, slope_q):
 
 _rule(orthant, _slope_c, _slope_q)
 _rule(odd_moment, _odd_slope_c, _odd_slope_q)
+_rule(even_moment, _even_slope_c, _even_slope_q)
 
 
 def _is_number(x):
@@ -166,9 +183,11 @@ def _is_number(x):
 def combine(a, b, k, l, q1, q2, c):
     """a J_kl(c) + b J_kl(-c): the moment of two piecewise powers with a = f+ g+ + f- g-, b = f+ g- + f- g+.
 
-    The part of a and b that is opposite goes through `odd_moment`, so nothing cancels as c -> 0.
-    Coefficients that are Python numbers select the terms at trace time.
+    The part of a and b that is opposite goes through `odd_moment`, and equal ones through `even_moment`, so nothing
+    cancels as c -> 0. Coefficients that are Python numbers select the terms at trace time.
     """
+    if _is_number(a) and _is_number(b) and a == b != 0:
+        return a * even_moment(k, l, q1, q2, c)
     if _is_number(a) and _is_number(b):
         shared = math.copysign(min(abs(a), abs(b)), a) if a * b < 0 else 0.0
     else:
