@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
@@ -62,8 +62,27 @@ def as_fun(jaxpr: Any) -> Any:
     return jex.jaxpr_as_fun(jaxpr)
 
 
+class Settings(NamedTuple):
+    """The settings of JAX that change what a program computes."""
+
+    x64: bool
+    precision: str | None
+
+
+def settings() -> Settings:
+    """Those in force here."""
+    config: Any = jax.config
+    return Settings(bool(config.jax_enable_x64), config.jax_default_matmul_precision)
+
+
+def default_device() -> str:
+    """The device set for this thread or process, as a string that tells it from others."""
+    config: Any = jax.config
+    return str(config.jax_default_device)
+
+
 @contextmanager
-def settings(x64: bool, precision: Any) -> Iterator[None]:
-    """Settings of JAX, in this thread and for this block."""
-    with jax.enable_x64(x64), jax.default_matmul_precision(precision):
+def under(settings: Settings) -> Iterator[None]:
+    """These settings, in this thread and for this block."""
+    with jax.enable_x64(settings.x64), jax.default_matmul_precision(settings.precision):
         yield

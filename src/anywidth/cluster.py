@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from anywidth import _compat
@@ -52,6 +51,7 @@ def run(
         raise ImportError('client= needs dask.distributed: pip install "anywidth[dask]"') from None
     if not isinstance(client, Client) or client.asynchronous:
         raise TypeError(f"client= takes a dask.distributed.Client, not {type(client).__name__}")
+    settings = tuple(_compat.settings())
     shared = client.submit(_same, kernel, pure=False)
     held: dict[Panel, list[Any]] = {}
 
@@ -63,9 +63,7 @@ def run(
     def submit(tile: Tile) -> Any:
         left = futures(tile.rows, lambda: sides(tile)[0])
         right = futures(tile.cols, lambda: sides(tile)[1])
-        x64 = bool(jax.config.jax_enable_x64)
-        precision = jax.config.jax_default_matmul_precision
-        return client.submit(_tile, shared, tile, list(ranks), left, right, x64, precision, pure=False, retries=2)
+        return client.submit(_tile, shared, tile, list(ranks), left, right, settings, pure=False, retries=2)
 
     running: dict[Any, tuple[Tile, int]] = {}
 
@@ -124,8 +122,8 @@ def _same(value: Any) -> Any:
 
 
 def _tile(
-    kernel: Any, tile: Tile, ranks: list[int], left: list[Any], right: list[Any], x64: bool, precision: Any
+    kernel: Any, tile: Tile, ranks: list[int], left: list[Any], right: list[Any], settings: tuple[Any, ...]
 ) -> list[np.ndarray]:
     """On a worker: compute a tile, with the client's settings of JAX."""
-    with _compat.settings(x64, precision):
+    with _compat.under(_compat.Settings(*settings)):
         return [np.ascontiguousarray(leaf) for leaf in assemble(tile, ranks, launch(kernel, tile, left, right))]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from anywidth import _compat
 from anywidth.plan import Tile, at
 
 __all__ = ["Program", "assemble", "compiled", "launch", "padded", "transposed"]
@@ -30,7 +31,7 @@ def compiled(
     kernel: Callable[[Any, Any], Any], x: PyTree[jax.ShapeDtypeStruct], y: Any, size: tuple[int, int]
 ) -> Program:
     """The kernel between size[0] examples like x and size[1] like y (arrays, or their shapes and dtypes)."""
-    return _compiled(kernel, _Spec(x), _Spec(y), size, _context())
+    return _compiled(kernel, _Spec(x), _Spec(y), size, (_compat.settings(), _compat.default_device()))
 
 
 @lru_cache(maxsize=256)
@@ -66,11 +67,6 @@ class _Spec:
         return hash((self.treedef, self.leaves))
 
 
-def _context() -> tuple[str, ...]:
-    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_device")
-    return tuple(str(getattr(jax.config, name)) for name in names)
-
-
 def padded(stack: PyTree[np.ndarray], start: int, stop: int, size: int) -> PyTree[np.ndarray]:
     """The examples start..stop, padded to `size` by repeating the last of them (a legitimate input)."""
 
@@ -97,10 +93,16 @@ def launch(kernel: Callable[[Any, Any], Any], tile: Tile, left: Sequence[Any], r
         x, y = left[block.row], right[block.col]
         if block.swapped:
             x, y = y, x
-        specs = [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), side) for side in (x, y)]
-        sizes = [jax.tree.leaves(side)[0].shape[0] for side in (x, y)]
-        out.append(compiled(kernel, *specs, (sizes[0], sizes[1])).call(x, y))
+        out.append(compiled(kernel, _example(x), _example(y), (_length(x), _length(y))).call(x, y))
     return out
+
+
+def _example(stack: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
+
+
+def _length(stack: PyTree[Any]) -> int:
+    return jax.tree.leaves(stack)[0].shape[0]
 
 
 def assemble(tile: Tile, ranks: Sequence[int], results: Sequence[Any]) -> list[np.ndarray]:

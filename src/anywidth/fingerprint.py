@@ -98,8 +98,10 @@ def _jaxpr(closed: Any, digests: dict[int, tuple[Any, bytes]]) -> bytes:
 def _value(value: Any, digests: dict[int, tuple[Any, bytes]]) -> bytes:
     if isinstance(value, _compat.ClosedJaxpr | _compat.Jaxpr):
         return _jaxpr(value, digests)
+    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return _array(jax.random.key_data(value))
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _array(jax.random.key_data(value) if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) else value)
+        return _array(value)
     if isinstance(value, tuple | list):
         return b"(" + b",".join(_value(v, digests) for v in value) + b")"
     if isinstance(value, dict):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from anywidth import _compat
 from anywidth.examples import Dataset
 from anywidth.fingerprint import data_fingerprint, kernel_fingerprint
 
@@ -30,8 +31,8 @@ def identity(kernel: Callable[[Any, Any], Any], xs: Dataset, ys: Dataset | None,
     return {
         "anywidth": anywidth.__version__,
         "jax": jax.__version__,
-        "x64": bool(jax.config.jax_enable_x64),
-        "precision": str(jax.config.jax_default_matmul_precision),
+        "x64": _compat.settings().x64,
+        "precision": str(_compat.settings().precision),
         "kernel": getattr(kernel, "__name__", type(kernel).__name__),
         "parameters": _parameters(getattr(kernel, "network", None)),
         "program": kernel_fingerprint(kernel, specs),

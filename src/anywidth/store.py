@@ -259,7 +259,7 @@ class GramStore:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb", buffering=0) as file:
-                _all(file, memoryview(chunk.reshape(-1).view(np.uint8)))
+                _all(file, chunk.reshape(-1).view(np.uint8).data)
                 _all(file, memoryview(_checksum(chunk)))
                 os.fsync(file.fileno())
             os.replace(temporary, target)
@@ -287,8 +287,8 @@ class GramStore:
         return tile.index[0] * self.header.grid[1] + tile.index[1]
 
 
-def _all(file: Any, data: memoryview) -> None:
-    while data:
+def _all(file: Any, data: Any) -> None:
+    while len(data):
         data = data[file.write(data) :]
 
 
