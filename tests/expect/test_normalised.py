@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anywidth.expect import normalised
+from anywidth.expect import coinciding, normalised
 from anywidth.expect.closed import Power
 from anywidth.expect.normalised import check_finite, normalised_mean, normalised_pair, normalised_self
 
 RELU = Power(1, 1.0, 0.0)
 LEAKY = Power(1, 1.0, -0.2)
 SQUARE = Power(2, 1.0, 0.0)
-REFERENCE = pathlib.Path("/work/shared/reference/batchnorm.npz")
+REFERENCE = pathlib.Path(__file__).parents[1] / "reference" / "batchnorm.npz"
+
+
+long = pytest.mark.long  # a kernel of two batches takes some seconds to compile
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,7 @@ def error(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="no reference numbers")
+@long
 @pytest.mark.parametrize("which, x, y", [("1", "x1", "x1"), ("2", "x2", "x2"), ("x", "x1", "x2")])
 def test_reference(which, x, y):
     z = np.load(REFERENCE)
@@ -66,6 +69,7 @@ def test_reference(which, x, y):
         assert error(nngp + tangent, z["d1_ntk" + which]) < 1e-8
 
 
+@long
 @pytest.mark.parametrize(
     "s, t, f, g",
     [
@@ -96,6 +100,37 @@ def test_simulation(s, t, f, g):
         np.testing.assert_allclose(normalised_self(f, g, s, t, A, a1, e1), F.T @ H / len(w), rtol=3e-2, atol=3e-3)
 
 
+@pytest.mark.parametrize(
+    ("f", "g", "s", "t", "eps"),
+    [
+        (RELU, LEAKY, 1, 1, 0.3),
+        pytest.param(RELU, LEAKY, 1, 1, 0.0, marks=long),
+        pytest.param(SQUARE, RELU, 2, 1, 0.3, marks=long),
+        pytest.param(RELU, RELU, 1.5, 1, 0.1, marks=long),
+    ],
+)
+def test_one_integral_and_two(f, g, s, t, eps):
+    """A batch with itself: value and every derivative by the single integral and by the double one."""
+    x, y = batches(9, 9, d=12)
+    S, D, E = blocks(x, x)[0], *blocks(x, y)[1:]
+    arrays = S, S, S, *(jnp.float64(z) for z in (0.2, 0.2, eps, eps))
+    tangents = E + E.T, D, E, *(jnp.float64(z) for z in (0.1, -0.3, 0.2, 0.7))
+    one = lambda *args: coinciding.pair_with_itself(f, g, s, t, True, *args)
+    two = lambda *args: normalised._double(f, g, s, t, *args, True)
+
+    @jax.jit
+    def along(which):
+        """The derivatives along each array's own tangent: those of the mixed ones are linear in it."""
+        chosen = tuple(which[i] * z for i, z in enumerate(tangents))
+        return jax.jvp(one, arrays, chosen), jax.jvp(two, arrays, chosen)
+
+    for which in np.eye(7 if eps else 5, 7):
+        (value, slope), (value2, slope2) = along(which)
+        assert error(value, value2) < 1e-10
+        assert error(slope, slope2) < 1e-9, which
+
+
+@long
 @pytest.mark.parametrize("B", [4, 40])
 def test_exact_identities(B):
     """sum_j u_j^2 = B; one batch through the single integral and through the double one."""
@@ -114,6 +149,7 @@ def test_exact_identities(B):
     assert error(moved[1], kernel(S, S, S)[1][:, order]) < (1e-6 if B == 4 else 1e-9)
 
 
+@long
 @pytest.mark.parametrize(
     "f, B, eps",
     [(RELU, 4, 0.0), (RELU, 24, 1e-5), (RELU, 24, 0.0), (RELU, 24, 30.0), (SQUARE, 6, 0.0), (SQUARE, 6, 1e-5)],
@@ -135,6 +171,7 @@ def test_converged(f, B, eps, spectrum, monkeypatch):
         assert error(got[1], fine[1]) < 1e-8
 
 
+@long
 @pytest.mark.parametrize("case", ["two", "same", "duplicates", "zero"])
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 def test_gradients(case, eps):
@@ -178,6 +215,7 @@ def test_gradients(case, eps):
     assert abs(along - slope) < 1e-6 * abs(slope)
 
 
+@long
 def test_gradient_of_the_ntk():
     x, y = batches(6, 6)
 
@@ -193,6 +231,7 @@ def test_gradient_of_the_ntk():
     assert np.isfinite(jax.jit(jax.grad(ntk))(1.0, x))  # the same batch
 
 
+@long
 @pytest.mark.parametrize("case", ["two", "same", "near", "duplicates"])
 @pytest.mark.parametrize("B, eps", [(4, 0.0), (6, 0.0), (32, 1e-5)])
 def test_float32(case, B, eps):
@@ -212,6 +251,7 @@ def test_float32(case, B, eps):
     assert error(got[1], want[1]) < 1e-4
 
 
+@long
 def test_symmetric_and_psd():
     x, y = batches(6, 4)
     A, B, C = blocks(x, y)
@@ -223,6 +263,7 @@ def test_symmetric_and_psd():
         assert np.linalg.eigvalsh(K + K.T).min() > -1e-10
 
 
+@long
 def test_leading_dimensions_jit_vmap():
     pairs = [blocks(*batches(4, 5, seed=k)) for k in range(6)]
     S = [jnp.stack(M).reshape(2, 3, *M[0].shape) for M in zip(*pairs)]
@@ -238,6 +279,7 @@ def test_leading_dimensions_jit_vmap():
     assert normalised_mean(RELU, 1, S[0], 0.25, 0.0).shape == (2, 3, 4)
 
 
+@long
 def test_nothing_but_zeros():
     Z = jnp.zeros((4, 4))
     for eps in (0.0, 1e-3):
@@ -267,6 +309,7 @@ def test_strict_promotion_and_dtype():
             assert all(out.dtype == jnp.float32 for out in outputs)
 
 
+@long
 def test_fast():
     """Two batches of 32, value and derivative (about 0.2 s; the bound leaves room for a busy machine)."""
     A, B, C = blocks(*batches(32, 32, d=50))

@@ -18,8 +18,19 @@ SMOOTH = {
     "silu": jax.nn.silu,
     "softplus": jax.nn.softplus,
     "mish": jax.nn.mish,
+    "gelu": jax.nn.gelu,  # by tanh
 }
 KINKED = {"elu": (jax.nn.elu, (0.0,)), "clip": (clip, (-1.0, 1.0)), "shifted": (shifted, (-0.7,))}
+
+
+long = pytest.mark.long  # each takes some seconds to compile
+
+
+def quick(*cases, rest):
+    """`cases` in `make test`, and `rest` in `make long`."""
+    return [pytest.param(*case) for case in cases] + [
+        pytest.param(*case, marks=long) for case in rest if case not in cases
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -59,17 +70,19 @@ def brute(f, g, f_marks, g_marks, s1, s2, rho):
     return float(w @ (np.asarray(f(jnp.asarray(u))) * inner))
 
 
-@pytest.mark.parametrize("s1, s2", STDS)
+ATOMS = {
+    "erf": (jax.lax.erf, (), ErfPower(0, 1.0)),
+    "bell": (lambda u: jnp.exp(-u * u), (), GaussPower(0, 1.0)),
+    "relu": (jax.nn.relu, (0.0,), Power(1, 1.0, 0.0)),
+}
+
+
 @pytest.mark.parametrize(
-    "f, breaks, atom",
-    [
-        (jax.lax.erf, (), ErfPower(0, 1.0)),
-        (lambda u: jnp.exp(-u * u), (), GaussPower(0, 1.0)),
-        (jax.nn.relu, (0.0,), Power(1, 1.0, 0.0)),
-    ],
-    ids=["erf", "bell", "relu"],
+    ("name", "s1", "s2"),
+    quick(("relu", 1.0, 1.0), ("erf", 1e2, 1e2), rest=[(n, *stds) for n in ATOMS for stds in STDS]),
 )
-def test_against_closed_forms(f, breaks, atom, s1, s2):
+def test_against_closed_forms(name, s1, s2):
+    f, breaks, atom = ATOMS[name]
     q1, q2, c = np.full(8, s1 * s1), np.full(8, s2 * s2), RHOS * (s1 * s2)
     got = quadrature.pair(f, (), f, (), q1, q2, c, breaks, breaks)
     scale = np.sqrt(closed.pair(atom, atom, q1, q1, q1) * closed.pair(atom, atom, q2, q2, q2))
@@ -77,21 +90,20 @@ def test_against_closed_forms(f, breaks, atom, s1, s2):
     assert np.allclose(quadrature.mean(f, (), q1, breaks), closed.mean(atom, q1), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("s1, s2", [(1e-4, 1e-4), (0.3, 1.1), (3.0, 3.0), (1e2, 1e2)])
+PAIRS = [("tanh", "tanh"), ("sigmoid", "silu"), ("softplus", "mish"), ("gelu", "gelu")]
+PAIRS += [("elu", "elu"), ("clip", "clip"), ("shifted", "tanh")]
+
+
 @pytest.mark.parametrize(
-    "names",
-    [
-        ("tanh", "tanh"),
-        ("sigmoid", "silu"),
-        ("softplus", "mish"),
-        ("elu", "elu"),
-        ("clip", "clip"),
-        ("shifted", "tanh"),
-    ],
-    ids=",".join,
+    ("first", "second", "s1", "s2"),
+    quick(
+        ("tanh", "tanh", 0.3, 1.1),
+        ("shifted", "tanh", 3.0, 3.0),
+        rest=[(*names, *stds) for names in PAIRS for stds in [(1e-4, 1e-4), (0.3, 1.1), (3.0, 3.0), (1e2, 1e2)]],
+    ),
 )
-def test_against_brute_force(names, s1, s2):
-    (f, fb), (g, gb) = (KINKED[n] if n in KINKED else (SMOOTH[n], ()) for n in names)
+def test_against_brute_force(first, second, s1, s2):
+    (f, fb), (g, gb) = (KINKED[n] if n in KINKED else (SMOOTH[n], ()) for n in (first, second))
     rhos = np.array([-1.0, -0.9, 0.5, 0.999, 1.0])
     got = quadrature.pair(f, (), g, (), s1 * s1, s2 * s2, rhos * (s1 * s2), fb, gb)
     scale = np.sqrt(brute(f, f, fb, fb, s1, s1, 1.0) * brute(g, g, gb, gb, s2, s2, 1.0))
@@ -99,6 +111,7 @@ def test_against_brute_force(names, s1, s2):
         assert abs(value - brute(f, g, fb, gb, s1, s2, rho)) < 1e-8 * scale, rho
 
 
+@long
 def test_zero_variance():
     q = jnp.array([0.0, 0.0, 1.3])
     got = quadrature.pair(jax.nn.sigmoid, (), jax.nn.softplus, (), q, q[::-1], 0.0)
@@ -110,12 +123,10 @@ def test_zero_variance():
     assert np.allclose(got, [expected[0], 0.5 * quadrature.mean(jax.nn.softplus, (), 0.0), expected[2]], rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "f, breaks, atom",
-    [(jax.lax.erf, (), ErfPower(0, 1.0)), (jax.nn.relu, (0.0,), Power(1, 1.0, 0.0))],
-    ids=["erf", "relu"],
-)
-def test_derivatives(f, breaks, atom):
+@long
+@pytest.mark.parametrize("name", ["erf", "relu"])
+def test_derivatives(name):
+    f, breaks, atom = ATOMS[name]
     """Price's rule against the closed forms' own derivatives, where they are singular too; forward and reverse."""
     points = jnp.array([[1.3, 0.7, 0.4], [1.0, 1.0, 1.0], [1.0, 1.0, -1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     ours = lambda x: quadrature.pair(f, (), f, (), x[0], x[1], x[2], breaks, breaks)
@@ -126,6 +137,7 @@ def test_derivatives(f, breaks, atom):
     assert np.allclose(jax.jvp(ours, (points[0],), (points[0],))[1], expected[0] @ points[0], rtol=1e-8)
 
 
+@long
 def test_gradient_of_an_ntk_and_of_coefficients():
     f = lambda u, a: jnp.tanh(a * u)
     ntk = lambda c, a: jax.jvp(lambda c: quadrature.pair(f, (a,), f, (a,), 1.2, 0.9, c), (c,), (c,))[1]
@@ -138,6 +150,7 @@ def test_gradient_of_an_ntk_and_of_coefficients():
     )
 
 
+@long
 def test_coefficients_are_elementwise():
     f = lambda u, a: jnp.maximum(u + a, 0)
     a = jnp.array([-0.4, 0.0, 1.1])
@@ -146,7 +159,7 @@ def test_coefficients_are_elementwise():
     assert np.allclose(got, jnp.stack(one), rtol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=long)])
 def test_low_precision(dtype):
     q = jnp.array([0.5, 2.0], dtype)
     got = quadrature.pair(jnp.tanh, (), jnp.tanh, (), q[:, None], q, jnp.full((2, 2), 0.5, dtype))

@@ -124,13 +124,13 @@ def derivative(f):
         case Power():
             return [(f.k, Power(f.k - 1, f.plus, -f.minus))] if f.k else []
         case ErfPower():
-            return lower + [(2 / math.sqrt(math.pi) * f.a, GaussPower(f.k, f.a * f.a))]
+            return [*lower, (2 / math.sqrt(math.pi) * f.a, GaussPower(f.k, f.a * f.a))]
         case GaussPower():
-            return lower + [(-2 * f.a, GaussPower(f.k + 1, f.a))]
+            return [*lower, (-2 * f.a, GaussPower(f.k + 1, f.a))]
         case ExpPower():
-            return lower + [(f.a, f)]
+            return [*lower, (f.a, f)]
         case TrigPower():
-            return lower + [(f.a, TrigPower(f.k, f.a, f.phase + math.pi / 2))]
+            return [*lower, (f.a, TrigPower(f.k, f.a, f.phase + math.pi / 2))]
 
 
 def _params(f):
@@ -145,7 +145,7 @@ def has_closed_form(f, g):
 
 
 def _prepare(atoms, arrays):
-    """Arrays of one shape and dtype; parameters as Python floats or arrays of that shape. Half precision computes in float32."""
+    """Arrays of one shape and dtype (float32 for half precision); parameters as floats or arrays of that shape."""
     arrays = [jnp.asarray(x) for x in arrays]
     given = jnp.result_type(*arrays)
     dtype = given if given in (jnp.float32, jnp.float64) else jnp.dtype(jnp.float32)

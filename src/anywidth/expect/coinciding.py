@@ -1,13 +1,14 @@
 r"""A normalised batch against itself: one integral, and the derivatives in each of its two roles.
 
 The pair expectation of `normalised.py` is K(S11, S22, S12) = E[F_i(g) G_j(g')] with F = f(g_i) r^(-s/2) and
-G = g(g'_j) r'^(-t/2). Where g = g' almost surely it is a single expectation, E[f(g_i) g(g_j) r^(-p/2)], p = s + t, and by
-Price's theorem its derivatives are single ones as well:
+G = g(g'_j) r'^(-t/2). Where g = g' almost surely it is a single expectation, E[f(g_i) g(g_j) r^(-p/2)], p = s + t,
+and by Price's theorem its derivatives are single ones as well:
 
     dK = sum_kl E[d_k F d_l G] dS12_kl + sum_kl E[d_k d_l F G] dS11_kl / 2 + sum_kl E[F d_k d_l G] dS22_kl / 2.
 
-The derivatives of r^(-s/2) are powers of r times powers of g. The powers of r become weights exp(-x g'g / 2) under which
-g ~ N(0, M), M = S (I + x S)^(-1); Stein's lemma turns the powers of g into derivatives of V(q1, q2, c) = E[f(u) g(v)]::
+The derivatives of r^(-s/2) are powers of r times powers of g. The powers of r become weights exp(-x g'g / 2) under
+which g ~ N(0, M), M = S (I + x S)^(-1); Stein's lemma turns the powers of g into derivatives of the closed form
+V(q1, q2, c) = E[f(u) g(v)]::
 
     E[(D g)_i f'(g_i) g(g_j)] = 2 (D M)_ii V_q1 + (D M)_ij V_c
     E[g' D g f(g_i) g(g_j)]   = tr(D M) V + 2 (M D M)_ii V_q1 + 2 (M D M)_jj V_q2 + ((M D M)_ij + (M D M)_ji) V_c.

@@ -16,7 +16,7 @@ for two jointly Gaussian batches (`normalised_pair`), for one batch (`normalised
 
 under which (g, g') is again Gaussian: with Omega the joint covariance and D = diag(a w**2, a' w'**2),
 
-    E[...] ~ integral integral  det(I + 2 D Omega)**(-1/2) * V(Omega (I + 2 Omega D)**(-1)) * exp(-eps w**2 - eps' w'**2)
+    E[...] ~ integral integral  det(I + 2 D Omega)**(-1/2) V(Omega (I + 2 Omega D)**(-1)) exp(-eps w**2 - eps' w'**2)
 
 where V is the closed form of E[f g] (`anywidth.expect.closed`). Omega is never inverted: the same batch on both
 sides, a centred batch (rank B - 1) and duplicated examples are all singular, and all fine.
@@ -29,8 +29,8 @@ in w only for odd s; for every other s the half line is mapped by ``w = c exp(v 
 **Linear algebra.** One copy is eliminated at a time. Given w, g' has covariance ``B1 = S22 - alpha S21 R1 S12``, with
 the resolvent ``R1 = (I + alpha S11)**(-1)``, alpha = 2 a w**2; given w too it has covariance ``B1 R2``,
 ``R2 = (I + beta B1)**(-1)``, and the cross covariance is ``R1 S12 R2`` (`resolvents.py`). For equal batch sizes B1 is
-computed through the differences S12 - S11 and S11 + S22 - S12 - S21, so that nearly equal batches cost few digits; pairs
-(i, j) that coincide (correlation +-1) do so exactly under every weight, and are kept so.
+computed through the differences S12 - S11 and S11 + S22 - S12 - S21, so that nearly equal batches cost few digits;
+pairs (i, j) that coincide (correlation +-1) do so exactly under every weight, and are kept so.
 
 **The same batch on both sides** (to rounding) is one integral and not two, of r**(-(s+t)/2), and so is every first
 derivative (`coinciding.py`): there the derivative, which for a batch of 4 decays like 1/w only, has all its digits.
@@ -38,8 +38,8 @@ derivative (`coinciding.py`): there the derivative, which for a batch of 4 decay
 **NTK.** `jax.jvp` with a tangent on S12 alone.
 
 **Limits.** Eigenvalues below ``4 B`` units of rounding count as zeros, so in float32 small eigenvalues (1e-5 of the
-largest at B = 32) are lost: the derivative then has errors of 1e-3. The derivative of the same batch in another order is
-two integrals, and at rank 3 (B = 4) right to 1e-7 (float32 2e-3) only.
+largest at B = 32) are lost: the derivative then has errors of 1e-3. The derivative of the same batch in another order
+is two integrals, and at rank 3 (B = 4) right to 1e-7 (float32 2e-3) only.
 
 **When is it finite?** (`check_finite`.) With eps > 0 always. With eps = 0 and n = rank(S): near r = 0 the density
 contributes n dimensions, f of degree k contributes k, the normaliser -s. One batch: n + k > s. The same
@@ -58,7 +58,6 @@ large finite number without meaning.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -68,7 +67,7 @@ from jax import lax
 from .closed import mean, pair
 from .resolvents import noise, relative_noise, resolvents, resolvents_diag
 
-__all__ = ["normalised_pair", "normalised_self", "normalised_mean", "check_finite"]
+__all__ = ["check_finite", "normalised_mean", "normalised_pair", "normalised_self"]
 
 
 def check_finite(rank, s, t=0, *, degrees=None, derivative=False, same=True):
@@ -294,7 +293,7 @@ def _over_leading(function, *arrays, cost):
     lead = jnp.broadcast_shapes(*(x.shape[:-2] for x in arrays))
     if not lead:
         return function(*arrays)
-    flat = [jnp.broadcast_to(x, lead + x.shape[-2:]).reshape((-1,) + x.shape[-2:]) for x in arrays]
+    flat = [jnp.broadcast_to(x, lead + x.shape[-2:]).reshape((-1, *x.shape[-2:])) for x in arrays]
     count = flat[0].shape[0]
     out = lax.map(lambda xs: function(*xs), tuple(flat), batch_size=max(1, min(count, 2**20 // cost)))
     return out.reshape(lead + out.shape[1:])

@@ -35,7 +35,6 @@ from anywidth.expect.numerics import (
     gram_det,
     half_angle,
     horner,
-    is_zero,
     powi,
     safe_recip,
     safe_rsqrt,

@@ -81,7 +81,7 @@ def _as_standard(points, scale):
 
 def _flat(x, shape):
     return jnp.broadcast_to(x.reshape(x.shape[:2] + (x.shape[2:] or (1,) * len(shape))), x.shape[:2] + shape).reshape(
-        (-1,) + shape
+        (-1, *shape)
     )
 
 

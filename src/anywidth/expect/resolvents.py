@@ -1,7 +1,7 @@
 """The resolvents (I + x2 S)^-1 of a covariance S for many weights x2 at once.
 
 They come from one eigendecomposition, but are differentiated as resolvents, ``dR = -x2 R dS R``, which knows nothing of
-eigenvectors: derivatives of any order are right at repeated and at zero eigenvalues. Eigenvalues below `noise` count as
+eigenvectors: derivatives of any order are right at repeated and at zero eigenvalues. Eigenvalues up to `floor` count as
 zeros. `centred` matrices, whose rows and columns have sum zero, are treated in the B - 1 dimensions they live in.
 
 >>> import jax.numpy as jnp
@@ -50,8 +50,8 @@ def resolvents(S, floor, x2, centred):
 
 @resolvents.defjvp
 def _(centred, primals, tangents):
-    S, _, x2 = primals
-    out = logdet, R, SR = resolvents(*primals, centred)
+    x2 = primals[2]
+    out = _, R, _ = resolvents(*primals, centred)
     dS = (tangents[0] + tangents[0].T) / 2
     X = R @ dS
     dSR = X @ R
@@ -68,14 +68,15 @@ def resolvents_diag(S, floor, x2, centred):
 
 @resolvents_diag.defjvp
 def _(centred, primals, tangents):
-    S, _, x2 = primals
-    out = logdet, R, _ = resolvents_diag(*primals, centred)
+    x2 = primals[2]
+    out = _, R, _ = resolvents_diag(*primals, centred)
     dS = (tangents[0] + tangents[0].T) / 2
     X = R @ dS
     return out, (x2 * jnp.trace(X, axis1=-2, axis2=-1), -x2[:, None, None] * (X @ R), (X * R).sum(-1))
 
 
 def relative_noise(S):
+    """Of eigenvalues, relative to the largest entry."""
     return 4 * S.shape[-1] * float(jnp.finfo(S.dtype).eps)
 
 

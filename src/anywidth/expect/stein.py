@@ -8,8 +8,8 @@ always, in Williams's arcsine formula (Williams 1997)::
 
 One trick makes a single formula of the error function and the sign: with z ~ N(0, 1) independent,
 erf(a u) = E sgn(sqrt(2) a u + z). A *smoothed sign* is a pair (alpha, beta) standing for
-u -> E_z sgn(alpha u + beta z); erf(a u) is (sqrt(2) a, 1), and sgn(u) is (1, 0). Determinants are carried along rather than
-recomputed, and every sum has terms of one sign for a given sign of c: nothing cancels, at any correlation.
+u -> E_z sgn(alpha u + beta z); erf(a u) is (sqrt(2) a, 1), and sgn(u) is (1, 0). Determinants are carried along rather
+than recomputed, and every sum has terms of one sign for a given sign of c: nothing cancels, at any correlation.
 
 >>> import jax.numpy as jnp
 >>> cov = covariance(jnp.float32(1.0), jnp.float32(1.0), jnp.float32(0.5))
