@@ -239,7 +239,7 @@ def shared_scores_over_root_n():
     return _attention, apply
 
 
-@refused("limit", "heads|random|width", x=sx, y=sy)
+@refused("limit|unsupported", "heads|random|width|gaussians", x=sx, y=sy)
 def heads_of_fixed_size():
     def apply(p, x):
         n = p["v"].shape[0]
@@ -371,7 +371,7 @@ def branch_on_the_width():
     def apply(p, x):
         n = p["W"].shape[0]
         h = jax.nn.relu(p["U"] @ x)
-        if n > 8000:
+        if n > 20_000:
             h = jax.nn.relu(p["W"] @ h / jnp.sqrt(n))  # <- guilty
         return p["v"] @ h / jnp.sqrt(n)  # <- guilty
 
@@ -449,7 +449,7 @@ def gradient_inside_the_network():
     def apply(p, x):
         n = p["W"].shape[0]
         h = p["U"] @ x
-        energy = lambda h: jnp.sum(jnp.cos(p["W"] @ h / jnp.sqrt(n)))  # noqa: E731
+        energy = lambda h: jnp.sum(jnp.cos(p["W"] @ h / jnp.sqrt(n)))  # noqa: E731  # <- guilty
         h = h - 0.1 * jax.grad(energy)(h)  # <- guilty
         return p["v"] @ h / jnp.sqrt(n)
 

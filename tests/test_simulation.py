@@ -1,5 +1,6 @@
 """Theory against simulation, over networks written by strangers (networks.py, oracle.py)."""
 
+import jax
 import networks
 import numpy as np
 import oracle
@@ -7,24 +8,45 @@ import pytest
 
 import anywidth as aw
 
-# Those whose kernels compile within seconds; `python tests/oracle.py` has the others.
-NAMES = (
-    "mlp_relu mlp_einsum_maximum mlp_tensordot_where mlp_row_vectors_abs mlp_nested_jit_gelu mlp_bottleneck_expand "
-    "activation_square activation_cube activation_exp activation_sine_plus_linear resnet_identity_relu same_branch_twice "
-    "siamese_sum scan_over_stacked_layers dense_net_concatenation layer_norm_after_relu norm_by_other_means "
-    "random_gain_with_mean product_of_linear_kets rnn_erf_mean_pool rnn_last_state_relu rnn_stacked_in_one_scan "
-    "rnn_running_mean_with_counter"
-).split()
+# What does not work yet, and why: an entry that starts to work fails here, so that it is taken off.
+NOT_YET = {
+    "same_matrix_in_every_layer": "relu(W h2 + relu(U x)): a function of two Gaussians",
+    "attention_vmapped_heads": "relu(attention + relu(E x)): a function of two Gaussians",
+    "convolution_primitive_2d": "no rule for lax.conv_general_dilated",
+    "linear_attention": "an (n, n) matrix of finite rank",
+}
+# Those that compile for more than a few seconds.
+LONG = set(
+    "activation_elu activation_gelu_tanh activation_hard_tanh activation_softplus attention_vmapped_heads batch_norm_relu "
+    "fixed_mixing_and_class_token fori_loop_tied_depth group_norm mlp_checkpoint_silu_sigmoid multi_head_reshaped "
+    "resnet_deep_branches rms_norm_residual rnn_bidirectional rnn_last_and_mean rnn_masked_by_length rnn_preactivation "
+    "rnn_residual_every_state rnn_running_mean_with_counter rnn_stacked_in_one_scan rnn_two_scans "
+    "transformer_shared_qk_causal universal_transformer".split()
+)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_theory_against_simulation(name):
-    case = networks.get(name)
+def marked(case):
+    marks = [pytest.mark.long] if case.name in LONG else []
+    if case.name in NOT_YET:
+        reason = NOT_YET[case.name]
+        marks.append(pytest.mark.xfail(reason=reason, strict=True, raises=aw.UnsupportedError))
+    return pytest.param(case, marks=marks, id=case.name)
+
+
+def flat(kernel, like, tree):
+    """The kernel as the oracle has it; of several outputs the oracle knows the cross terms too, and they are left out."""
+    if not tree:
+        return np.asarray(kernel).reshape(like[0].shape), *like
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(kernel)]), *(np.diag(a) for a in like)
+
+
+@pytest.mark.parametrize("case", [marked(c) for c in networks.CASES])
+def test_theory_against_simulation(case):
     limit = oracle.limit(case)
+    kernels = aw.kernels(case.net)  # compiled once for the two pairs, where the examples have one shape
     for pair, (x, y) in {"xy": (case.x, case.y), "xx": (case.x, case.x)}.items():
-        found = aw.kernels(case.net)(x, y)
+        found = kernels(x, y)
         for kind in ("nngp", "ntk"):
-            value, error, *_ = limit[pair][kind]
-            value, error = np.asarray(value), np.asarray(error)
-            K = np.asarray(getattr(found, kind)).reshape(value.shape)
-            assert (np.abs(K - value) <= 5 * error + 0.01 * np.abs(value).max()).all(), (pair, kind, K, value, error)
+            K, value, error = flat(getattr(found, kind), limit[pair][kind][:2], case.output == "tree")
+            close = np.abs(K - value) <= 5 * error + 0.01 * np.abs(value).max()
+            assert close.all(), (pair, kind, K, value, error)

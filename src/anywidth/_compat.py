@@ -39,6 +39,12 @@ def is_tracer(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
+def is_key(x: Any) -> bool:
+    """Whether an array holds random keys."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def user_line(eqn: Any) -> str | None:
     """`file:line (function)` of the innermost frame of the user's own code, if there is one."""
     traceback = getattr(eqn.source_info, "traceback", None)

@@ -29,6 +29,10 @@ from anywidth.trace import Const, Eqn, Program, Size, Var, is_wide
 from anywidth.values import Cat, Det, Ket, Mat, Value, ZERO_POWER, as_coef, det_array, standard, to_ket, common_sizes
 
 RULES: dict[str, Callable[..., Any]] = {}
+NO_DRAWS = (
+    "apply draws random numbers along the width (dropout, noise), which have no rule. What is drawn once belongs in "
+    "init, as a Normal; dropout is left out of a network at initialisation"
+)
 
 
 def register(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -51,6 +55,7 @@ class Interpreter:
     used: dict[Any, Any] = field(default_factory=dict)  # leaf -> (contracted width axis, line)
     unrolled: bool = False
     dropped: list[Any] = field(default_factory=list)  # (leaf, power of n relative to what was kept, equation)
+    unscaled: tuple[Fraction, str] | None = None  # the first nonlinear function of a power of n, and its line
 
     # --- the loop ---
 
@@ -94,6 +99,8 @@ class Interpreter:
             return RULES[eqn.name](self, *inputs, **eqn.params)
         if all(isinstance(x, Det) for x in inputs):
             return self.evaluate(eqn, inputs)
+        if eqn.name.startswith("random_"):
+            raise UnsupportedError(NO_DRAWS)
         raise UnsupportedError(
             f"anywidth has no rule for the primitive '{eqn.name}' on random vectors of width n. Write this step with "
             "other operations, or open an issue with this network"
@@ -106,6 +113,8 @@ class Interpreter:
             if any(is_wide(s) for s in x.shape) or any(
                 v is not None and any(map(is_wide, v.shape)) for v in eqn.outputs
             ):
+                if eqn.name.startswith("random_"):
+                    raise UnsupportedError(NO_DRAWS)
                 raise UnsupportedError(f"anywidth has no rule for '{eqn.name}' along a width axis")
             self.settled(x)
             if x.power != 0 and not x.zero:
@@ -152,6 +161,13 @@ class Interpreter:
                 )
             out.append(standard(self.graph, x, sizes) if isinstance(x, Ket | Mat) else det_array(x, sizes))
         return out, sizes
+
+    def first_unscaled(self) -> str:
+        """Where a hidden layer already diverges or vanishes, if one does."""
+        if self.unscaled is None:
+            return ""
+        power, line = self.unscaled
+        return f"\n  a hidden layer already {'diverges' if power > 0 else 'vanishes'}, like n^{power}, at {line}"
 
     def mean(self, node: Node) -> Any:
         return self.gram.mean(node)
@@ -221,10 +237,17 @@ class Interpreter:
                     "a parameter matrix goes through a nonlinear function; it has to be multiplied by a vector first"
                 )
         if any(not k.wides() for k in kets):
+            if any(k.wides() for k in kets):
+                raise NoLimitError(
+                    "a random scalar shared by all channels (a readout, or a trained number) enters a function of a hidden "
+                    "layer: the limit stays random. Give each channel a number of its own, of shape (n,)"
+                )
             raise NoLimitError(
                 "a nonlinear function is applied to a readout (a sum over the width): the output is then no Gaussian "
                 "process. Return the readout itself"
             )
+        if power != 0 and self.unscaled is None and self.eqn is not None:
+            self.unscaled = power, self.eqn.line
         operands, sizes = self.aligned(values)
         nodes = [x.node if isinstance(x, Ket) else x for x in operands]
         expressions, args, coefs = self.expression(nodes)
@@ -320,7 +343,7 @@ def evaluated(function: Callable[..., Any], *vals: Any) -> Any:
         return function(*vals)
     with jax.ensure_compile_time_eval():
         out = function(*vals)
-    if _compat.is_tracer(out) or isinstance(out, tuple | list):
+    if _compat.is_tracer(out) or isinstance(out, tuple | list) or _compat.is_key(out):
         return out
     return np.asarray(out) if all(isinstance(v, np.ndarray | np.generic) for v in vals) else out
 

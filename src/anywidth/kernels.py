@@ -148,7 +148,12 @@ def _kernel(net: Network, which: str, accuracy: Accuracy, lr: Rates = None) -> C
     estimate = controlled(lambda x, y, s: pair(net, which, x, y, s, lr), accuracy, lambda: _traced(net, lr))
 
     def kernel(x: Any, y: Any) -> Any:
-        value, error = estimate(_checked(x, "x"), _checked(y, "y"))
+        x, y = _checked(x, "x"), _checked(y, "y")
+        if jax.tree.structure(x) != jax.tree.structure(y):
+            raise InputError(
+                f"the two examples have different structures: {jax.tree.structure(x)} and {jax.tree.structure(y)}"
+            )
+        value, error = estimate(x, y)
         return Kernels(*value, Errors(*error)) if which == "both" else value
 
     def values(x: Any, y: Any) -> Any:
@@ -176,9 +181,11 @@ def _checked(x: Any, name: str) -> Any:
     """Inputs as arrays; NaN and infinity are refused before any work."""
 
     def leaf(path: Any, a: Any) -> Any:
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        if _compat.is_key(a):
+            raise InputError(f"the example {where} is a random key: a network at initialisation draws nothing in apply")
         if not _compat.is_tracer(a):
             values = np.asarray(a)
-            where = f"{name}{jax.tree_util.keystr(path)}"
             if values.dtype == object:
                 raise InputError(f"the example {where} is not an array of numbers")
             if values.dtype.kind in "fc" and not np.isfinite(values).all():
@@ -225,7 +232,10 @@ def _pair(
         program, tree = read_program(net, parameters, example, dtype)
         it = Interpreter(graph, gram, copy, unrolled=unrolled)
         values = run(it, program, parameters, example)
-        outputs.append([check_output(v, program, it.dropped, which, parameters, lr) for v in values])
+        try:
+            outputs.append([check_output(v, program, it.dropped, which, parameters, lr) for v in values])
+        except NoLimitError as e:
+            raise NoLimitError(f"{e}{it.first_unscaled()}") from None
 
     def at(epsilon: Any) -> list[Any]:
         def crossed(speed: Fraction) -> Gram:

@@ -5,10 +5,10 @@ jaxprs are lined up equation by equation. A dimension that differs is a width, f
 that differs is fitted as `c n^p`. If the three do not line up, the structure of the network depends on its
 width, and it has no limit.
 
->>> fit_dim((5040, 10080, 20160))
-Dim(a=Fraction(1, 1), b=Fraction(0, 1))
->>> fit_number((5040**-0.5, 10080**-0.5, 20160**-0.5))
-(1.0, Fraction(-1, 2))
+>>> fit_dim([n // 4 + 1 for n in WIDTHS])
+Dim(a=Fraction(1, 4), b=Fraction(1, 1))
+>>> fit_number([3 * n**-0.5 for n in WIDTHS])
+(3.0, Fraction(-1, 2))
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from anywidth import _compat
 from anywidth.errors import NoLimitError, UnsupportedError
 
-WIDTHS = (5040, 10080, 20160)  # highly composite; 20160**2 still is an int32
+WIDTHS = (11520, 23040, 46080)  # multiples of 256, 9 and 5; 46080**2 still is an int32
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,10 @@ def _lined_up(closed: Sequence[Any], called_at: str | None = None) -> Program:
         if any(_compat.is_tracer(v) for v in values):
             if any(v is not values[0] for v in values):
                 raise differs("it captures a traced number that is computed anew at every width")
+            return Const(values[0], Fraction(0), var.shape, var.dtype)
+        if _compat.is_key(vs[0].aval):
+            if any((jax.random.key_data(v) != jax.random.key_data(values[0])).any() for v in values):
+                raise differs("a random key is another one")
             return Const(values[0], Fraction(0), var.shape, var.dtype)
         arrays = [np.asarray(v) for v in values]
         for axis, d in enumerate(var.shape):

@@ -44,6 +44,9 @@ def expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
         return total
     except SeveralGaussians:
         return sampled.expectation(gram, a, b, eps)
+    except NoLimitError as e:
+        origin = gram.graph.origin.get(a if isinstance(a, Pointwise) else b)
+        raise e if origin is None or "\n  " in str(e) else NoLimitError(f"{e}.\n  at {origin.line}") from None
 
 
 def forms(gram: Any, node: Node) -> tuple[list[Mono], tuple[Node, ...]]:

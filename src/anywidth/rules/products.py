@@ -16,7 +16,7 @@ from anywidth.inner import ZERO, weighted_sum
 from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.kets import Const, Contract, Leaf, Node, Pointwise, Product, Sum, View, ViewMap, expand, is_zero
 from anywidth.trace import Size, affine, is_wide
-from anywidth.values import Ax, Det, Ket, Layout, Mat, Value, Wide, common_sizes, refined, to_ket
+from anywidth.values import Ax, Det, Ket, Layout, Mat, Value, Wide, common_sizes, refined, standard, to_ket
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,20 @@ def contraction(it: Interpreter, a: Any, b: Any, outer: int) -> Value:
             raise UnsupportedError("a sum over the width of this kind is not supported")
         return inner_product(it, a, b, outer)
     if isinstance(a, Ket) and isinstance(b, Ket):
-        raise UnsupportedError(
-            "two arrays of random vectors are multiplied along a finite axis: the products have no rule"
-        )
+        return _coordinatewise(it, a, b, outer)
     return _mixed(it, a, b, outer)
+
+
+def _coordinatewise(it: Interpreter, a: Ket, b: Ket, outer: int) -> Ket:
+    """Two kets multiplied coordinate by coordinate and summed over finite axes."""
+    if any(x.wides() for x in (a, b)) and not all(x.wides() for x in (a, b)):
+        raise NoLimitError("a random scalar shared by all channels multiplies a hidden layer: the limit stays random")
+    product = it.pointwise("mul", {}, [a, b], a.power + b.power)
+    sizes = [[x.size for x in axis] for axis in product.layout]
+    product = standard(it.graph, product, sizes)
+    summed = sum(isinstance(x, Ax) for axis in product.layout[outer:] for x in axis)
+    node = summed_node(it, product.node, None, summed, lengths_of(product.layout, outer))
+    return Ket(node, product.layout[:outer], product.power)
 
 
 def _aligned(it: Interpreter, values: Sequence[Any], outer: int) -> tuple[list[Any], Layout, int]:
@@ -276,7 +286,8 @@ def _remember(it: Interpreter, mat: Mat, axis: int) -> None:
         raise UnsupportedError(
             f"the parameter '{mat.leaf.name}' is multiplied from both sides (W and its transpose in one forward pass). "
             "The limit of tied transposed weights needs the correction terms of Tensor Programs III, which anywidth "
-            f"does not have: use two parameters.\n  at {line}\n  and {other[1]}"
+            f"does not have: use two parameters.\n  at {line}"
+            + (f"\n  and {other[1]}" if other[1] != line else " (a derivative taken inside the network uses both)")
         )
 
 
