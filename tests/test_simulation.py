@@ -18,9 +18,9 @@ NOT_YET = {
 # Those that compile for more than a few seconds.
 LONG = set(
     "activation_elu activation_gelu_tanh activation_hard_tanh activation_softplus attention_vmapped_heads batch_norm_relu "
-    "fixed_mixing_and_class_token fori_loop_tied_depth group_norm mlp_checkpoint_silu_sigmoid multi_head_reshaped "
+    "fixed_mixing_and_class_token fori_loop_tied_depth group_norm circular_convolution_flatten mlp_checkpoint_silu_sigmoid "
     "resnet_deep_branches rms_norm_residual rnn_bidirectional rnn_last_and_mean rnn_masked_by_length rnn_preactivation "
-    "rnn_residual_every_state rnn_running_mean_with_counter rnn_stacked_in_one_scan rnn_two_scans "
+    "rnn_running_mean_with_counter rnn_stacked_in_one_scan rnn_two_scans "
     "transformer_shared_qk_causal universal_transformer".split()
 )
 

@@ -302,7 +302,10 @@ def flat_terms(graph: Graph, x: Node) -> list[tuple[Any, Node]]:
         return [(None, x)]
     out = []
     for c, t in x.terms:
-        out += [(d if c is None else c if d is None else evaluated(lambda a, b: a * b, c, d), u) for d, u in flat_terms(graph, t)]
+        out += [
+            (d if c is None else c if d is None else evaluated(lambda a, b: a * b, c, d), u)
+            for d, u in flat_terms(graph, t)
+        ]
     return out
 
 
