@@ -1,9 +1,9 @@
 """Networks without a limit, or beyond reach, are refused in the right words, naming the guilty line (refused.py)."""
 
 import pytest
-import refused
 
 import anywidth as aw
+import refused
 
 ERRORS = {
     "limit": aw.NoLimitError,
@@ -16,7 +16,7 @@ ERRORS = {
 @pytest.mark.parametrize("entry", refused.REFUSED, ids=lambda entry: entry.name)
 def test_refusal(entry):
     kernel = aw.nngp if entry.kernel == "nngp" else aw.ntk
-    with pytest.raises(Exception) as caught:  # noqa: PT011  which error is part of what is asserted
+    with pytest.raises(Exception) as caught:
         kernel(entry.net)(entry.x, entry.y)
     message = str(caught.value)
     assert any(isinstance(caught.value, ERRORS[reason]) for reason in entry.reason.split("|")), repr(caught.value)
