@@ -104,11 +104,8 @@ def store(args):
             path = Path(scratch) / f"{turn}.zarr"
             results = {"memory": finished(args.n, args.kind), "store": finished(args.n, args.kind, path)}
             for name, r in results.items():
-                print(
-                    f"{name:7s} {r['wall']:6.1f} s, {r['cpu']:6.1f} s of CPU, {r['rate'] / 1e6:6.1f} M entries/s, peak ",
-                    end="",
-                )
-                print(f"{r['peak'] / 2**30:.2f} GiB")
+                rate, most = r["rate"] / 1e6, r["peak"] / 2**30
+                print(f"{name:7s} {r['wall']:6.1f} s, {r['cpu']:6.1f} s of CPU, {rate:6.1f} M/s, peak {most:.2f} GiB")
             walls = results["memory"]["wall"] / results["store"]["wall"]
             cpus = results["memory"]["cpu"] / results["store"]["cpu"]
             print(f"rate of the store / rate in memory: {walls:.2f} by the clock, {cpus:.2f} by CPU time", flush=True)
@@ -118,25 +115,25 @@ def store(args):
 def kill(args):
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         whole, killed = Path(scratch) / "whole.zarr", Path(scratch) / "killed.zarr"
-        took = finished(args.n, args.kind, whole)["wall"]
-        begin = time.perf_counter()
-        finished(1024, args.kind, Path(scratch) / "small.zarr")
-        startup = time.perf_counter() - begin
+        finished(args.n, args.kind, whole)
+        total = chunks(whole)
         draw = random.Random(args.seed)
-        deaths = 0
-        while deaths < args.kills:
+        # Moments that are random in the work done: the time a process takes to start is not counted.
+        for k, moment in enumerate(sorted(draw.uniform(0, 0.95) for _ in range(args.kills))):
             process = spawn(args.n, args.kind, killed)
-            time.sleep(startup * draw.uniform(0.7, 1.2) + took * draw.uniform(0, 1.5 / args.kills))
+            while process.poll() is None and chunks(killed) < moment * total:
+                time.sleep(0.02)
+            time.sleep(draw.uniform(0, 0.2))
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            if process.returncode == 0:
-                print("it was finished before it was killed")
-                break
-            deaths += 1
-            tiles = sum(1 for p in killed.rglob("c/*/*") if p.suffix != ".part")
-            print(f"killed {deaths} times, {tiles} chunks", flush=True)
+            parts = len(list(killed.rglob("*.part")))
+            print(f"killed {k + 1} times: {chunks(killed)} of {total} chunks, {parts} half written", flush=True)
         finished(args.n, args.kind, killed)
         same(whole, killed)
+
+
+def chunks(path):
+    return sum(name.isdigit() for _, _, names in os.walk(path) for name in names)
 
 
 def same(one, other):

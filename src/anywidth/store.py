@@ -263,6 +263,7 @@ class GramStore:
                 _all(file, memoryview(_checksum(chunk)))
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+            _flush(target.parent)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -290,6 +291,16 @@ class GramStore:
 def _all(file: Any, data: Any) -> None:
     while len(data):
         data = data[file.write(data) :]
+
+
+def _flush(directory: Path) -> None:
+    """The names in a directory to the disk, where there is such a thing."""
+    if os.name == "posix":
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _checksum(data: Any) -> bytes:
