@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import anywidth as aw
+from anywidth import filling, tiles
 from anywidth import store as store_module
-from anywidth import tiles
 from anywidth.claims import Claims
 from anywidth.zoo import mlp
 
@@ -258,7 +258,7 @@ def test_read_only(tmp_path, monkeypatch):
     def denied(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(store_module, "Claims", denied)
+    monkeypatch.setattr(filling, "Claims", denied)
     np.testing.assert_array_equal(aw.gram(scalar, POINTS, store=path)[...], expected)
     (path / "c" / "0" / "1").unlink()
     with pytest.raises(PermissionError, match="not finished, and it cannot be written to"):
@@ -271,6 +271,16 @@ def test_read_only_directory(tmp_path):
     with pytest.raises(PermissionError):
         aw.gram(scalar, POINTS, store=tmp_path / "K.zarr")
     tmp_path.chmod(0o700)
+
+
+def test_examples_of_a_deep_network_with_duplicates_factorise_in_float32(tmp_path):
+    X = np.random.default_rng(2).normal(size=(300, 8)).astype(np.float32)
+    K = aw.gram(aw.nngp(mlp(8, 10)), np.concatenate([X, X[:100]]), store=tmp_path / "K.zarr")[...]
+    assert K.dtype == np.float32
+    np.testing.assert_allclose(K[:100], K[300:], rtol=2e-6)
+    values = np.linalg.eigvalsh(K.astype(np.float64))
+    assert values[0] > -8 * np.finfo(np.float32).eps * values[-1]
+    assert np.isfinite(np.linalg.cholesky(K + 1e-4 * np.eye(400, dtype=np.float32))).all()
 
 
 def test_memory_budget(tmp_path):

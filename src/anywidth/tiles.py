@@ -15,12 +15,13 @@ from jaxtyping import PyTree
 from anywidth.errors import StoreError
 from anywidth.evaluate import assemble, compiled, launch, on_device, padded, transposed
 from anywidth.examples import Dataset, dataset
+from anywidth.filling import QUEUE, GramStore
 from anywidth.identity import differences, identity
 from anywidth.kernels import Errors, Kernels
 from anywidth.memory import free_memory, parse_bytes, readable
 from anywidth.plan import Piece, Tile, at, between_groups, even, panels, squares
 from anywidth.progress import Advance, bar
-from anywidth.store import QUEUE, GramStore, Header, read_header
+from anywidth.store import Header, read_header
 
 __all__ = ["gram"]
 
