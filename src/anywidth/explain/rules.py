@@ -1,0 +1,373 @@
+"""How each primitive is written: one short rule for each, as in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from anywidth.explain import terms as tm
+from anywidth.explain.read import SAME, Definition, Indices, Reader, Val, width
+from anywidth.explain.terms import Index, Num, Op, Sym, Term
+from anywidth.trace import Eqn, Size, is_wide
+
+RULES: dict[str, Callable[[Reader, Eqn, list[Val]], Any]] = {}
+
+
+def register(*names: str) -> Callable[[Any], Any]:
+    def add(rule: Any) -> Any:
+        RULES.update(dict.fromkeys(names, rule))
+        return rule
+
+    return add
+
+
+# --- entry by entry ------------------------------------------------------------------------------------
+
+
+@register(*SAME)
+def same(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    return inputs[0]
+
+
+@register("add", "add_any", "sub", "neg")
+def add(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    def f(a: Term, b: Term | None = None) -> Term:
+        if eqn.name == "neg":
+            return tm.neg(a)
+        assert b is not None
+        return tm.add(a, tm.neg(b) if eqn.name == "sub" else b)
+
+    return r.pointwise(f, inputs, eqn.outputs[0].shape, linear=True)  # type: ignore[union-attr]
+
+
+@register("mul", "div")
+def mul(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    x, y = inputs
+    linear = not (x.ket and y.ket) and not (eqn.name == "div" and y.ket)
+    if linear and (x.ket or y.ket):
+        inputs = [r.coefficient(v) for v in inputs]
+
+    def f(a: Term, b: Term) -> Term:
+        return tm.mul(a, b) if eqn.name == "mul" else softmax(a, b) or tm.div(a, b)
+
+    if x.ket and y.ket and eqn.name == "mul" and (x.raw or y.raw):  # v * h on the way to a readout
+        out = r.pointwise(f, inputs, eqn.outputs[0].shape, linear=True)  # type: ignore[union-attr]
+        return replace(out, gaussian=False)
+    return r.pointwise(f, inputs, eqn.outputs[0].shape, linear)  # type: ignore[union-attr]
+
+
+def softmax(a: Term, b: Term) -> Term | None:
+    """exp(u_j) / sum_k exp(u_k), by its name."""
+    if not (isinstance(a, Op) and a.head == "fn:exp" and isinstance(b, Op) and b.head == "sum"):
+        return None
+    k, below = b.args
+    if not (isinstance(below, Op) and below.head == "fn:exp" and isinstance(k, Index)):
+        return None
+    u = a.args[0]
+    for j in tm.indices_of(u):
+        if tm.substituted(u, {j: k}) == below.args[0]:
+            pieces = u.args if isinstance(u, Op) and u.head == "add" else (u,)
+            kept = [p for p in pieces if j in tm.indices_of(p) and not _is_max(p)]
+            return Op("fn:softmax", (j, tm.add(*kept)))
+    return None
+
+
+def _is_max(t: Term) -> bool:
+    return any(isinstance(u, Op) and u.head == "fn:max_over" for u in tm.walk(t))
+
+
+@register("max")
+def maximum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    def f(a: Term, b: Term) -> Term:
+        for x, y in ((a, b), (b, a)):
+            if tm.is_number(x, 0.0):
+                return tm.fn("relu", y)
+            if isinstance(x, Num) and x.value == -np.inf:
+                return y
+        return tm.fn("max", a, b)
+
+    return r.pointwise(f, inputs, eqn.outputs[0].shape)  # type: ignore[union-attr]
+
+
+@register("integer_pow", "square", "sqrt", "rsqrt")
+def powers(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    exponent = {"square": 2, "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2)}.get(eqn.name) or eqn.params["y"]
+    return r.pointwise(lambda a: tm.power(a, exponent), inputs, eqn.outputs[0].shape)  # type: ignore[union-attr]
+
+
+@register("select_n")
+def select(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    which, *cases = inputs
+    linear = not which.ket and all(c.ket and c.gaussian or not c.ket for c in cases)
+    return r.pointwise(lambda w, *cs: Op("fn:where", (w, *reversed(cs))), inputs, eqn.outputs[0].shape, linear)  # type: ignore[union-attr]
+
+
+@register("iota")
+def iota(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    axis = eqn.params["dimension"]
+    return Val(tuple(eqn.params["shape"]), lambda idx: idx[axis] or Num(0.0))
+
+
+# --- reading entries elsewhere -------------------------------------------------------------------------
+
+
+@register("transpose")
+def transpose(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    p = eqn.params["permutation"]
+    inverse = [p.index(i) for i in range(len(p))]
+    return r.moved(inputs[0], tuple(inputs[0].shape[i] for i in p), lambda idx: tuple(idx[k] for k in inverse))
+
+
+@register("broadcast_in_dim")
+def broadcast(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    x, dims = inputs[0], eqn.params["broadcast_dimensions"]
+    return r.moved(x, tuple(eqn.params["shape"]), lambda idx: tuple(None if x.shape[i] == 1 else idx[d] for i, d in enumerate(dims)))
+
+
+@register("squeeze")
+def squeeze(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    x, gone = inputs[0], eqn.params["dimensions"]
+    shape = tuple(s for i, s in enumerate(x.shape) if i not in gone)
+
+    def where(idx: Indices) -> Indices:
+        rest = iter(idx)
+        return tuple(None if i in gone else next(rest) for i in range(len(x.shape)))
+
+    return r.moved(x, shape, where)
+
+
+@register("reshape")
+def reshape(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    x, shape = inputs[0], tuple(eqn.params["new_sizes"])
+    old, new = ([i for i, s in enumerate(sh) if s != 1] for sh in (x.shape, shape))
+    if [x.shape[i] for i in old] == [shape[i] for i in new]:
+        place = dict(zip(old, new, strict=True))
+        return r.moved(x, shape, lambda idx: tuple(idx[place[i]] if i in place else None for i in range(len(x.shape))))
+    named = r.operand(x)
+    return replace(
+        named, shape=shape, base=None, at=lambda idx: _reshaped(named.at(tuple(None for _ in x.shape)), idx)
+    )
+
+
+def _reshaped(t: Term, idx: Indices) -> Term:
+    found = tuple(i for i in idx if i is not None)
+    return replace(t, sub=(*t.sub, *found)) if isinstance(t, Sym) else Op("fn:reshape", (t, *found))
+
+
+@register("slice")
+def slice_(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    x, starts = inputs[0], eqn.params["start_indices"]
+    shape = eqn.outputs[0].shape  # type: ignore[union-attr]
+
+    def where(idx: Indices) -> Indices:
+        out: list[Term | None] = []
+        for i, (s, start) in enumerate(zip(x.shape, starts, strict=True)):
+            if is_wide(s) or s == 1:
+                out.append(None)
+            elif shape[i] == 1:
+                out.append(Num(float(start)))
+            else:
+                out.append(_shifted(idx[i], int(start)))
+        return tuple(out)
+
+    return r.moved(x, shape, where)
+
+
+def _shifted(i: Term | None, by: int) -> Term:
+    if isinstance(i, Index):
+        return replace(i, shift=i.shift + by)
+    return Num(float(by)) if i is None else tm.add(i, Num(float(by)))
+
+
+@register("concatenate")
+def concatenate(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    axis = eqn.params["dimension"]
+    shape = eqn.outputs[0].shape  # type: ignore[union-attr]
+    parts = [r.operand(x) for x in inputs]
+
+    def entry(idx: Indices) -> Term:
+        at = idx[axis]
+        rows = [x.at(tuple(None if k == axis and x.shape[k] == 1 else i for k, i in enumerate(idx))) for x in parts]
+        return Op("fn:concat", tuple(rows) if at is None else (*rows,))
+
+    leaves = frozenset().union(*(x.leaves for x in inputs))
+    kets = [x for x in inputs if x.ket]
+    return Val(shape, entry, bool(kets), bool(kets) and all(x.gaussian for x in kets), leaves)
+
+
+# --- products and sums ---------------------------------------------------------------------------------
+
+
+@register("dot_general")
+def dot_general(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    x, y = inputs
+    (cx, cy), (bx, by) = eqn.params["dimension_numbers"]
+    over_width = any(is_wide(x.shape[i]) for i in cx)
+    if over_width:
+        x, y = (v if v.raw else r.operand(v) for v in (x, y))
+    elif x.ket or y.ket:
+        x, y = (r.coefficient(v) for v in (x, y))
+    fx = [i for i in range(len(x.shape)) if i not in (*cx, *bx)]
+    fy = [i for i in range(len(y.shape)) if i not in (*cy, *by)]
+    plain = not over_width and bool(x.raw) != bool(y.raw)  # U x: the index of the features is left out
+    average = over_width and x.ket and y.ket and not _product(x, y)
+
+    def entry(idx: Indices) -> Term:
+        nb = len(bx)
+        ix: list[Term | None] = [None] * len(x.shape)
+        iy: list[Term | None] = [None] * len(y.shape)
+        for k, (i, j) in enumerate(zip(bx, by, strict=True)):
+            ix[i] = iy[j] = idx[k]
+        for k, i in enumerate(fx):
+            ix[i] = idx[nb + k]
+        for k, j in enumerate(fy):
+            iy[j] = idx[nb + len(fx) + k]
+        bound: list[Index] = []
+        for i, j in zip(cx, cy, strict=True):
+            if not is_wide(x.shape[i]) and x.shape[i] != 1 and not plain:
+                bound.append(r.fresh([*idx, *ix, *bound]))
+                ix[i] = iy[j] = bound[-1]
+        a, b = x.at(tuple(ix)), y.at(tuple(iy))
+        if not x.raw and y.raw:
+            a, b = b, a
+        (size,) = [width(x.shape[i]) for i in cx if is_wide(x.shape[i])] or [None]
+        out = tm.mul(size, tm.expectation(a, b)) if average and size else tm.mul(a, b)
+        for i in reversed(bound):
+            out = tm.total(i, out)
+        return out
+
+    return _result(x, y, eqn.outputs[0].shape, entry, average, linear=True)  # type: ignore[union-attr]
+
+
+def _product(x: Val, y: Val) -> bool:
+    """Whether a product over the width is Gaussian: with a matrix, or a readout with a vector of its own."""
+    return any(p.raw is not None and (p.wides == 2 or p.raw not in q.leaves) for p, q in ((x, y), (y, x)))
+
+
+def _result(x: Val, y: Val, shape: tuple[Size, ...], entry: Any, average: bool, linear: bool) -> Val:
+    kets = [v for v in (x, y) if v.ket]
+    if average:
+        return Val(shape, entry)
+    gaussian = bool(kets) and (_product(x, y) if len(kets) == 2 else kets[0].gaussian)
+    return Val(shape, entry, bool(kets), gaussian, x.leaves | y.leaves)
+
+
+@register("reduce_sum")
+def reduce_sum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    x, axes = inputs[0], eqn.params["axes"]
+    over_width = [i for i in axes if is_wide(x.shape[i])]
+    shape = tuple(s for i, s in enumerate(x.shape) if i not in axes)
+
+    def entry(idx: Indices) -> Term:
+        rest = iter(idx)
+        full: list[Term | None] = [None if i in axes else next(rest) for i in range(len(x.shape))]
+        bound = []
+        for i in axes:
+            if not is_wide(x.shape[i]) and x.shape[i] != 1:
+                bound.append(r.fresh([*idx, *bound]))
+                full[i] = bound[-1]
+        out = x.at(tuple(full))
+        if over_width and x.ket:
+            readout = _readout(out)
+            out = readout if readout is not None else tm.mul(width(x.shape[over_width[0]]), r.mean(x, out))
+        elif over_width:
+            out = tm.mul(width(x.shape[over_width[0]]), out)
+        for i in reversed(bound):
+            out = tm.total(i, out)
+        return out
+
+    if over_width and x.ket:
+        probe = _readout(x.at(r.letters(x.shape)))
+        return Val(shape, entry, probe is not None, probe is not None, x.leaves if probe is not None else frozenset())
+    return Val(shape, entry, x.ket, x.gaussian, x.leaves)
+
+
+def _readout(t: Term) -> Term | None:
+    """v * h summed over the width is the product with v."""
+    factors = t.args if isinstance(t, Op) and t.head == "mul" else (t,)
+    return t if len(factors) > 1 and any(isinstance(f, Sym) and f.parameter for f in factors) else None
+
+
+@register("reduce_max", "argmax")
+def reduce_max(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    x, axes = r.argument(inputs[0]), eqn.params["axes"]
+    shape = tuple(s for i, s in enumerate(x.shape) if i not in axes)
+    head = "fn:max_over" if eqn.name == "reduce_max" else "fn:argmax_over"
+
+    def entry(idx: Indices) -> Term:
+        rest = iter(idx)
+        full: list[Term | None] = [None if i in axes else next(rest) for i in range(len(x.shape))]
+        bound = []
+        for i in axes:
+            if not is_wide(x.shape[i]) and x.shape[i] != 1:
+                bound.append(r.fresh([*idx, *bound]))
+                full[i] = bound[-1]
+        return Op(head, (*bound, x.at(tuple(full))))
+
+    return Val(shape, entry, x.ket, False, x.leaves)
+
+
+# --- loops ---------------------------------------------------------------------------------------------
+
+
+@register("scan")
+def scan(r: Reader, eqn: Eqn, inputs: list[Val]) -> list[Val]:
+    """The body once, at a running step: what is carried is named, and defined by what it was a step before."""
+    p = eqn.params
+    consts, carry = inputs[: p["num_consts"]], inputs[p["num_consts"] : p["num_consts"] + p["num_carry"]]
+    xs = inputs[p["num_consts"] + p["num_carry"] :]
+    t = next(Index(c) for c in "tuwz" if c not in {i.letter for i in r.loops})
+    r.sizes[t.letter] = p["length"]
+    bases: list[Sym] = []
+    before: list[Val] = []
+    gaussian = [False] * len(carry)
+    for x in carry:
+        letter = "s" if x.ket or x.wides else "c"
+        r.counts[letter] += 1
+        bases.append(Sym(letter, (r.counts[letter],)))
+
+    def stepped(base: Sym, step: Term) -> Any:
+        outer = tuple(r.loops)
+        return lambda idx: replace(base, sub=(*outer, step, *(i for i in idx if i is not None)))
+
+    kets = [x.ket or x.wides > 0 for x in carry]
+    for x, base, g, ket in zip(carry, bases, gaussian, kets, strict=True):
+        at = stepped(base, replace(t, shift=-1))
+        before.append(Val(x.shape, at, ket, g, x.leaves | _all_leaves(consts, carry, xs), None, base))
+    here = [replace(x, shape=x.shape[1:], at=lambda idx, x=x: x.at((t, *idx)), base=None) for x in xs]
+    start = len(r.definitions)
+    r.loops.append(t)
+    out = r.run(p["jaxpr"], [*consts, *before, *here])
+    r.loops.pop()
+    after, ys = out[: len(carry)], out[len(carry) :]
+    inner = r.definitions[start:]
+    del r.definitions[start:]
+    for x, base in zip(carry, bases, strict=True):
+        at = r.letters(x.shape)
+        body = x.at(at)
+        free = tuple(i for i in at if isinstance(i, Index))
+        r.definitions.append(Definition(replace(base, sub=(Num(0.0), *free)), free, body, "start", x.leaves, x.gaussian))
+    r.definitions += inner
+    for v, base, ket in zip(after, bases, kets, strict=True):
+        at = r.letters(v.shape, (t,))
+        free = tuple(i for i in at if isinstance(i, Index))
+        kind = "carry" if ket else "number"
+        r.definitions.append(Definition(base, (t, *free), v.at(at), kind, v.leaves, v.gaussian, t.letter))
+    last: Term = Num(float(p["length"]))
+    results = [Val(v.shape, stepped(b, last), k, v.gaussian, v.leaves) for v, b, k in zip(after, bases, kets, strict=True)]
+    for y in ys:
+        same_as = next((b for v, b in zip(after, bases, strict=True) if v is y), None)
+        shape = (p["length"], *y.shape)
+        if same_as is not None:
+            results.append(Val(shape, lambda idx, b=same_as: stepped(b, idx[0] or last)(idx[1:]), y.ket, y.gaussian, y.leaves))
+        else:
+            results.append(replace(y, shape=shape, base=None, at=lambda idx, y=y: tm.substituted(y.at(idx[1:]), {t: idx[0] or last})))
+    return results
+
+
+def _all_leaves(*groups: Sequence[Val]) -> frozenset[str]:
+    return frozenset().union(*(x.leaves for group in groups for x in group))
