@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from anywidth.explain import terms as tm
-from anywidth.explain.derive import Rule, rules
-from anywidth.explain.layers import Block, Item, bare, compressed
-from anywidth.explain.read import Definition, Reader, Val
-from anywidth.explain.terms import Index, Num, Op, Sym, Term
+from anywidth.derivation import terms as tm
+from anywidth.derivation.derive import Rule, rules
+from anywidth.derivation.layers import Block, Item, bare, compressed
+from anywidth.derivation.read import Definition, Reader, Val
+from anywidth.derivation.terms import Index, Num, Op, Sym, Term
 from anywidth.network import Network
 
 
@@ -81,7 +81,7 @@ def explain(net: Network, x: Any, y: Any = None) -> Explanation:
 
     Reference: Yang, Tensor Programs II (2020).
     """
-    from anywidth.explain.contributions import contributions, read
+    from anywidth.derivation.contributions import contributions, read
 
     x = jax.tree.map(jnp.asarray, x)
     y = x if y is None else jax.tree.map(jnp.asarray, y)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from anywidth.explain import terms as tm
-from anywidth.explain.read import Definition
-from anywidth.explain.terms import Index, Sym, Term
+from anywidth.derivation import terms as tm
+from anywidth.derivation.read import Definition
+from anywidth.derivation.terms import Index, Sym, Term
 
 LAYER = Index("ℓ")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from anywidth.explain import terms as tm
-from anywidth.explain.read import SAME, Definition, Indices, Reader, Val, width
-from anywidth.explain.terms import Index, Num, Op, Sym, Term
+from anywidth.derivation import terms as tm
+from anywidth.derivation.read import SAME, Definition, Indices, Reader, Val, width
+from anywidth.derivation.terms import Index, Num, Op, Sym, Term
 from anywidth.trace import Eqn, Size, is_wide
 
 RULES: dict[str, Callable[[Reader, Eqn, list[Val]], Any]] = {}

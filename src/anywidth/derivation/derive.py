@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from anywidth.explain import terms as tm
-from anywidth.explain.functions import CLOSED, KNOWN, Known
-from anywidth.explain.read import Definition
-from anywidth.explain.terms import Index, Num, Op, Sym, Term
+from anywidth.derivation import terms as tm
+from anywidth.derivation.functions import CLOSED, KNOWN, Known
+from anywidth.derivation.read import Definition
+from anywidth.derivation.terms import Index, Num, Op, Sym, Term
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from anywidth import _compat
-from anywidth.explain import terms as tm
-from anywidth.explain.terms import Index, Num, Op, Sym, Term
+from anywidth.derivation import terms as tm
+from anywidth.derivation.terms import Index, Num, Op, Sym, Term
 from anywidth.trace import Const, Eqn, Program, Size, Var, affine, is_wide
 
 Indices = tuple[Term | None, ...]
@@ -156,7 +156,7 @@ class Reader:
             if label in ACTIVATIONS and len(eqn.outputs) == 1 and inputs and inputs[0].shape == eqn.outputs[0].shape:  # type: ignore[union-attr]
                 return [self.pointwise(lambda a, *_: tm.fn(label, a), inputs[:1], inputs[0].shape)]
             return self.run(eqn.params[call], inputs)
-        from anywidth.explain.rules import RULES
+        from anywidth.derivation.rules import RULES
 
         rule = RULES.get(eqn.name)
         if rule is not None:

@@ -14,6 +14,6 @@ Random vectors
 ...
 """
 
-from anywidth.explain.document import Explanation, explain
+from anywidth.derivation.document import Explanation, explain
 
 __all__ = ["Explanation", "explain"]

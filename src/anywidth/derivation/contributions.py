@@ -1,0 +1,37 @@
+"""What each parameter contributes to the NTK: the derivative in its own epsilon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from anywidth.kernels import kernels, ntk
+from anywidth.network import Network
+from anywidth.parameters import Parameters, read_parameters, read_program
+from anywidth.trace import WIDTHS, Program
+
+
+def contributions(net: Network, x: Any, y: Any) -> tuple[dict[str, Any], Any, Any]:
+    """The share of every parameter, by its path; the NNGP; the NTK, which is their sum."""
+    found = kernels(net)(x, y)
+    paths, tree = jax.tree_util.tree_flatten_with_path(net.init(WIDTHS[0]))
+    count = len(paths)
+
+    def of_rates(rates: Any) -> Any:
+        return ntk(net, lr=jax.tree.unflatten(tree, [rates[k] for k in range(count)]))(x, y)
+
+    # the NTK is linear in the rates, so one compiled function gives every share
+    shares = jax.vmap(of_rates)(jnp.eye(count))
+    names = [jax.tree_util.keystr(path) or "parameter" for path, _ in paths]
+    return {name: jax.tree.map(lambda a, k=k: a[k], shares) for k, name in enumerate(names)}, found.nngp, found.ntk
+
+
+def read(net: Network, x: Any) -> tuple[Parameters, Program]:
+    """The parameters and the program, on the shapes of x."""
+    floats = [a.dtype for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.floating)]
+    dtype = jnp.result_type(*floats, jnp.float32)
+    parameters = read_parameters(net, dtype)
+    program, _ = read_program(net, parameters, x, dtype)
+    return parameters, program
