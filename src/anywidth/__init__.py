@@ -1,5 +1,6 @@
 """anywidth: the infinite-width limit of any neural network written in plain JAX."""
 
+from anywidth.derivation import Drawing, Explanation, draw, explain
 from anywidth.errors import AccuracyWarning, AnywidthError, InputError, NoLimitError, StoreError, UnsupportedError
 from anywidth.finite import Check, check, empirical_ntk
 from anywidth.kernels import Errors, Kernels, kernels, nngp, ntk
@@ -13,7 +14,9 @@ __all__ = [
     "AccuracyWarning",
     "AnywidthError",
     "Check",
+    "Drawing",
     "Errors",
+    "Explanation",
     "InputError",
     "Kernels",
     "Network",
@@ -22,7 +25,9 @@ __all__ = [
     "StoreError",
     "UnsupportedError",
     "check",
+    "draw",
     "empirical_ntk",
+    "explain",
     "gram",
     "kernels",
     "nngp",

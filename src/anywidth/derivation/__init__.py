@@ -1,19 +1,11 @@
-r"""The derivation of a network's NNGP and NTK, written by reading the network.
+"""The derivation of a network's NNGP and NTK, written by reading the network; and its program as a picture.
 
->>> import jax, jax.numpy as jnp
->>> import anywidth as aw
->>> net = aw.Network(
-...     lambda n: {"U": aw.Normal((n, 2)), "v": aw.Normal((n,))},
-...     lambda p, x: p["v"] @ jax.nn.relu(p["U"] @ x) / jnp.sqrt(p["v"].size),
-... )
->>> print(explain(net, jnp.ones(2)))                                           # doctest: +ELLIPSIS
-Random vectors
-...
-  h = U x                                     Gaussian
-  s = relu(h)
-...
+`read.py` walks the traced program with mathematics in place of numbers, `rules.py` says how each primitive is written,
+`layers.py` finds layers that repeat, `derive.py` turns definitions into covariances and their derivatives in epsilon,
+`document.py` puts them in order, `terms.py` prints them.
 """
 
 from anywidth.derivation.document import Explanation, explain
+from anywidth.derivation.draw import Drawing, draw
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Drawing", "Explanation", "draw", "explain"]

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from anywidth.kernels import kernels, ntk
 from anywidth.network import Network
-from anywidth.parameters import Parameters, read_parameters, read_program
-from anywidth.trace import WIDTHS, Program
+from anywidth.trace import WIDTHS
 
 
 def contributions(net: Network, x: Any, y: Any) -> tuple[dict[str, Any], Any, Any]:
@@ -26,12 +25,3 @@ def contributions(net: Network, x: Any, y: Any) -> tuple[dict[str, Any], Any, An
     shares = jax.vmap(of_rates)(jnp.eye(count))
     names = [jax.tree_util.keystr(path) or "parameter" for path, _ in paths]
     return {name: jax.tree.map(lambda a, k=k: a[k], shares) for k, name in enumerate(names)}, found.nngp, found.ntk
-
-
-def read(net: Network, x: Any) -> tuple[Parameters, Program]:
-    """The parameters and the program, on the shapes of x."""
-    floats = [a.dtype for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.floating)]
-    dtype = jnp.result_type(*floats, jnp.float32)
-    parameters = read_parameters(net, dtype)
-    program, _ = read_program(net, parameters, x, dtype)
-    return parameters, program

@@ -53,7 +53,9 @@ class Book:
 
     def ket(self, t: Term) -> bool:
         """Whether it is a random vector that was defined."""
-        return isinstance(t, Sym) and any(self.base(d.symbol) == self.base(t) for d in self.definitions if d.kind != "number")
+        return isinstance(t, Sym) and any(
+            self.base(d.symbol) == self.base(t) for d in self.definitions if d.kind != "number"
+        )
 
     def leaves(self, s: Sym) -> frozenset[str]:
         return frozenset().union(*(d.leaves for d in self.definitions if self.base(d.symbol) == self.base(s)))
@@ -180,14 +182,20 @@ def _expectation(d: Definition, book: Book) -> Rule:
     arguments = _arguments(d.body, book)
     body = d.body
     known = None
-    if isinstance(body, Op) and body.head.removeprefix("fn:") in KNOWN and len(body.args) == 1 and linear(body.args[0], book) is not None:
+    if (
+        isinstance(body, Op)
+        and body.head.removeprefix("fn:") in KNOWN
+        and len(body.args) == 1
+        and linear(body.args[0], book) is not None
+    ):
         known = KNOWN[body.head.removeprefix("fn:")]
     heads = {t.head for t in tm.walk(body) if isinstance(t, Op)}
     several = len({book.base(a) for a in arguments}) > 1 or any(
         isinstance(t, Op) and t.head == "sum" and book.random(t) for t in tm.walk(body)
     )
     normalised = any(
-        isinstance(t, Op) and t.head == "pow" and _exponent(t) in (0.5, -0.5) and book.random(t.args[0]) for t in tm.walk(body)
+        isinstance(t, Op) and t.head == "pow" and _exponent(t) in (0.5, -0.5) and book.random(t.args[0])
+        for t in tm.walk(body)
     )
     if known is not None:
         method = f"closed form: {known.reference}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.derivation import terms as tm
+from anywidth.derivation.contributions import contributions
 from anywidth.derivation.derive import Rule, rules
-from anywidth.derivation.layers import Block, Item, bare, compressed
-from anywidth.derivation.read import Definition, Reader, Val
-from anywidth.derivation.terms import Index, Num, Op, Sym, Term
+from anywidth.derivation.layers import Block, Item
+from anywidth.derivation.read import Definition
+from anywidth.derivation.reading import Reading, reading
+from anywidth.derivation.terms import Op, Sym, Term
 from anywidth.network import Network
 
 
@@ -81,113 +82,11 @@ def explain(net: Network, x: Any, y: Any = None) -> Explanation:
 
     Reference: Yang, Tensor Programs II (2020).
     """
-    from anywidth.derivation.contributions import contributions, read
-
     x = jax.tree.map(jnp.asarray, x)
     y = x if y is None else jax.tree.map(jnp.asarray, y)
     shares, nngp, ntk = contributions(net, x, y)
-    parameters, program = read(net, x)
-    names = _names([p.leaf.name for p in parameters.items])
-    reader = Reader(shifted=frozenset(p.leaf.name for p in parameters.items if p.mean is not None))
-    inputs = [_parameter(names[p.leaf.name], p) for p in parameters.items]
-    inputs += [_input(s, a) for s, a in zip(_input_names(x), jax.tree.leaves(x), strict=True)]
-    outputs = reader.run(program, inputs)
-    definitions = list(reader.definitions)
-    for k, out in enumerate(outputs):
-        at = reader.letters(out.shape)
-        symbol = Sym("f", (k + 1,) if len(outputs) > 1 else ())
-        free = tuple(i for i in at if isinstance(i, Index))
-        definitions.append(Definition(symbol, free, out.at(at), "output", out.leaves, True))
-    definitions = _inlined(definitions)
-    items, named = compressed(_single_names(definitions))
-    sections = _sections(items, named, reader, parameters, names, shares, nngp, ntk)
-    return Explanation(tuple(sections), {name: np.asarray(v) for name, v in shares.items()})
-
-
-# --- names ---------------------------------------------------------------------------------------------
-
-
-def _names(paths: Sequence[str]) -> dict[str, Sym]:
-    """Short names: the last word of the path, numbers in it as superscripts; the whole path where these clash."""
-
-    def split(path: str) -> tuple[list[str], tuple[int, ...]]:
-        keys = re.findall(r"[A-Za-z_]\w*|\d+", path)
-        return [k for k in keys if not k.isdigit()], tuple(int(k) + 1 for k in keys if k.isdigit())
-
-    short: dict[str, Sym] = {}
-    for path in paths:
-        words, numbers = split(path)
-        short[path] = Sym(words[-1] if words else "w", numbers, leaf=path)
-    clash = Counter((s.name, s.sup) for s in short.values())
-    for path, s in short.items():
-        if clash[s.name, s.sup] > 1 or s.name in ("h", "s", "a", "f", "x", "q", "c"):
-            words, numbers = split(path)
-            name = "_".join(words) if len(words) > 1 else f"{s.name}_par"
-            short[path] = Sym(name, numbers, leaf=path)
-    return short
-
-
-def _parameter(s: Sym, p: Any) -> Val:
-    leaf = p.leaf
-    at = lambda idx: replace(s, sub=tuple(i for i in idx if i is not None))  # noqa: E731
-    return Val(tuple(leaf.shape), at, True, True, frozenset({leaf.name}), leaf.name, s)
-
-
-def _input_names(x: Any) -> list[Sym]:
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(x)]
-    if len(paths) == 1 and not paths[0]:
-        return [Sym("x")]
-    return [Sym("x", (re.sub(r"\W+", "", p),)) for p in paths]
-
-
-def _input(s: Sym, a: Any) -> Val:
-    return Val(tuple(a.shape), lambda idx: replace(s, sub=tuple(i for i in idx if i is not None)))
-
-
-def _inlined(definitions: Sequence[Definition]) -> list[Definition]:
-    """Without definitions that are only other names, and with the carry of a loop where its last step is meant."""
-    table: dict[Sym, Definition] = {}
-    out: list[Definition] = []
-    for d in definitions:
-        body = tm.mapped(d.body, lambda t: _replaced(t, table))
-        d = replace(d, body=body)
-        if d.kind in ("gaussian", "activation", "number") and isinstance(body, Sym) and not body.parameter:
-            table[bare(d.symbol)] = d
-            continue
-        out.append(d)
-    carries = {bare(d.body): d for d in out if d.kind == "carry" and isinstance(d.body, Sym)}
-    # s_t = s'_t with s'_t used nowhere else: one name is enough
-    for inner, d in carries.items():
-        uses = sum(bare(t) == inner for e in out for t in tm.walk(e.body) if isinstance(t, Sym))
-        maker = next((e for e in out if bare(e.symbol) == inner), None)
-        if uses == 1 and maker is not None:
-            out = [replace(e, body=maker.body, kind=maker.kind) if e is d else e for e in out if e is not maker]
-    return out
-
-
-def _replaced(t: Term, table: Mapping[Sym, Definition]) -> Term | None:
-    if isinstance(t, Sym) and bare(t) in table:
-        d = table[bare(t)]
-        sub = tuple(tm.mapped(s, lambda u: _replaced(u, table)) for s in t.sub)
-        return tm.substituted(d.body, dict(zip(d.indices, sub, strict=False)))
-    return None
-
-
-def _single_names(definitions: Sequence[Definition]) -> list[Definition]:
-    """Numbers without gaps; no number on a symbol that is the only one of its letter."""
-    order: dict[str, list[Sym]] = {}
-    for d in definitions:
-        known = order.setdefault(d.symbol.name, [])
-        if bare(d.symbol) not in known:
-            known.append(bare(d.symbol))
-    table = {s: replace(s, sup=(k + 1,) if len(all_) > 1 else ()) for all_ in order.values() for k, s in enumerate(all_)}
-
-    def f(t: Term) -> Term | None:
-        if isinstance(t, Sym) and not t.parameter and bare(t) in table:
-            return replace(t, sup=table[bare(t)].sup, sub=tuple(tm.mapped(s, f) for s in t.sub))
-        return None
-
-    return [replace(d, symbol=tm.mapped(d.symbol, f), body=tm.mapped(d.body, f)) for d in definitions]  # type: ignore[arg-type]
+    sections = _sections(reading(net, x), shares, nngp, ntk)
+    return Explanation(tuple(sections), shares)
 
 
 # --- sections ------------------------------------------------------------------------------------------
@@ -207,26 +106,28 @@ def _each(items: Iterable[Item]) -> Iterable[tuple[Definition, str]]:
             yield item, ""
 
 
-_KINDS = {"gaussian": "Gaussian", "number": "a number (fact 1)", "start": "before the loop", "output": "the output, Gaussian"}
+_KINDS = {
+    "gaussian": "Gaussian",
+    "number": "a number (fact 1)",
+    "start": "before the loop",
+    "output": "the output, Gaussian",
+}
 
 
-def _sections(
-    items: Sequence[Item], named: Sequence[Definition], reader: Reader, parameters: Any, names: Mapping[str, Sym],
-    shares: Mapping[str, Any], nngp: Any, ntk: Any,
-) -> Iterable[Section]:  # fmt: skip
-    shown = list(_each(items))
+def _sections(read: Reading, shares: Mapping[str, Any], nngp: Any, ntk: Any) -> Iterable[Section]:
+    shown = list(_each(read.items))
     lines = []
     for d, where in shown:
         remark = ", ".join(r for r in (_KINDS.get(d.kind, "Gaussian" if d.gaussian else ""), where) if r)
         lines.append(Line(_full(d), d.body, remark))
-    loops = "".join(f" {t} = 1, ..., {size} is the step of a loop." for t, size in reader.sizes.items())
+    loops = "".join(f" {t} = 1, ..., {size} is the step of a loop." for t, size in read.steps.items())
     yield Section(
         "Random vectors",
         "Each symbol is a vector of n coordinates that become independent and identically distributed as n grows (one for every "
         "value of its indices), or a number. A product with a Gaussian matrix is Gaussian (fact 2), and independent of "
         "the products with every other parameter; sums of Gaussians are Gaussian." + loops,
         tuple(lines),
-        _variances(parameters, names),
+        _variances(read),
     )
     averages = _averages(shown)
     if averages:
@@ -235,8 +136,8 @@ def _sections(
             "An average over the width is the expectation of one coordinate (fact 1).",
             tuple(Line(a, _average(a)) for a in averages),
         )
-    sample = next((i.sample for i in items if isinstance(i, Block)), 0)
-    generic = rules([d for d, _ in shown], named, sample)
+    sample = next((i.sample for i in read.items if isinstance(i, Block)), 0)
+    generic = rules([d for d, _ in shown], read.definitions, sample)
     yield Section(
         "NNGP",
         "Primes mark the network on the other example; E[a b'] is the inner product a·b'/n. Within one example the same holds "
@@ -251,20 +152,20 @@ def _sections(
         tuple(_thetas(generic)),
     )
     rows = [("parameter", "its share of the NTK")]
-    rows += [(tm.text(names[k]), _value(v)) for k, v in shares.items()]
+    rows += [(tm.text(read.names[k]), _value(v)) for k, v in shares.items()]
     rows.append(("sum: the NTK", _value(ntk)))
     yield Section("At the given examples", f"The NNGP is {_value(nngp)}.", (), tuple(rows))
 
 
-def _variances(parameters: Any, names: Mapping[str, Sym]) -> tuple[tuple[str, ...], ...]:
+def _variances(read: Reading) -> tuple[tuple[str, ...], ...]:
     rows = [("parameter", "in init(n)", "shape", "variance")]
-    for p in parameters.items:
+    for p in read.parameters.items:
         shape = " × ".join(str(s) for s in p.leaf.shape) or "1"
         value = p.leaf.var
         var = "traced" if isinstance(value, jax.core.Tracer) else f"{float(value):.6g}"
-        var += f" n^{-p.leaf.rate}" if p.leaf.rate else ""
+        var += f" n^{2 * p.leaf.size}" if p.leaf.size else ""
         var += " (constant, trained)" if p.leaf.zero_var else ""
-        rows.append((tm.text(names[p.leaf.name]), p.leaf.name, shape, var))
+        rows.append((tm.text(read.names[p.leaf.name]), p.leaf.name, shape, var))
     return tuple(rows)
 
 
@@ -336,7 +237,7 @@ def _right(line: Line, tex: bool) -> str:
 
 
 def _plain(s: Section) -> str:
-    out = [s.title, *_wrapped(s.prose, 100)]
+    out = [s.title, *textwrap.wrap(s.prose, 100)]
     for line in s.lines:
         formula = f"  {tm.text(line.left)} = {_right(line, False)}"
         out.append(f"{formula:<46}{'' if not line.remark else '  ' + line.remark}".rstrip())
@@ -346,20 +247,23 @@ def _plain(s: Section) -> str:
     return "\n".join(out)
 
 
-def _wrapped(prose: str, columns: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(prose, columns)
-
-
 def _markdown(s: Section) -> str:
     out = [f"### {s.title}", s.prose]
     for line in s.lines:
-        out.append(f"$$ {tm.latex(line.left)} = {_right(line, True)} $$" + (f"\n\n<small>{line.remark}</small>" if line.remark else ""))
+        out.append(
+            f"$$ {tm.latex(line.left)} = {_right(line, True)} $$"
+            + (f"\n\n<small>{line.remark}</small>" if line.remark else "")
+        )
     if s.table:
         head, *rows = s.table
         out.append(
-            "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *("| " + " | ".join(r) + " |" for r in rows)])
+            "\n".join(
+                [
+                    "| " + " | ".join(head) + " |",
+                    "|" + " --- |" * len(head),
+                    *("| " + " | ".join(r) + " |" for r in rows),
+                ]
+            )
         )
     return "\n\n".join(out)
 
@@ -368,7 +272,8 @@ def _tex(s: Section) -> str:
     out = [rf"\subsection*{{{s.title}}}", _escaped(s.prose)]
     if s.lines:
         rows = [
-            rf"{tm.latex(line.left)} &= {_right(line, True)}" + (rf" && \text{{{_escaped(line.remark)}}}" if line.remark else "")
+            rf"{tm.latex(line.left)} &= {_right(line, True)}"
+            + (rf" && \text{{{_escaped(line.remark)}}}" if line.remark else "")
             for line in s.lines
         ]
         out.append("\\begin{align*}\n" + " \\\\\n".join(rows) + "\n\\end{align*}")
@@ -389,4 +294,3 @@ def _escaped(s: str) -> str:
 
 
 __all__ = ["Explanation", "explain"]
-_ = (Num,)

@@ -94,7 +94,8 @@ def _key(definitions: Sequence[Definition], i: int) -> Term:
         return None
 
     d = definitions[i]
-    return Sym(d.symbol.name, (d.kind,), (tm.mapped(d.body, f), *d.indices, *d.symbol.sub))
+    alone = (i,) if d.kind == "output" else ()
+    return Sym(d.symbol.name, (d.kind, *alone), (tm.mapped(d.body, f), *d.indices, *d.symbol.sub))
 
 
 def _numbers(d: Definition) -> list[int]:
@@ -105,7 +106,9 @@ def _steady(definitions: Sequence[Definition], start: int, period: int, count: i
     """Whether the parameters' numbers go up by one from block to block (weights shared by all layers stay)."""
     first, last = (definitions[start + k * period : start + (k + 1) * period] for k in (0, count))
     a, b = ([n for d in block for n in _numbers(d)] for block in (first, last))
-    return len({y - x for x, y in zip(a, b, strict=True)}) <= 1 and all(y - x in (0, count) for x, y in zip(a, b, strict=True))
+    return len({y - x for x, y in zip(a, b, strict=True)}) <= 1 and all(
+        y - x in (0, count) for x, y in zip(a, b, strict=True)
+    )
 
 
 def _first_number(blocks: Sequence[Definition], period: int) -> int:

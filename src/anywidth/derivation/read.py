@@ -26,7 +26,16 @@ ACTIVATIONS = {
     "relu", "relu6", "gelu", "silu", "sigmoid", "softplus", "elu", "celu", "selu", "leaky_relu", "hard_tanh", "mish", "soft_sign",
     "log_sigmoid", "hard_sigmoid", "hard_silu", "squareplus",
 }  # fmt: skip
-SAME = {"copy", "convert_element_type", "reduce_precision", "stop_gradient", "optimization_barrier", "name", "real", "device_put"}
+SAME = {
+    "copy",
+    "convert_element_type",
+    "reduce_precision",
+    "stop_gradient",
+    "optimization_barrier",
+    "name",
+    "real",
+    "device_put",
+}
 FREE, BOUND = "ijpqrcd", "klmuvab"  # letters of what is defined, and of sums
 
 
@@ -118,7 +127,9 @@ class Reader:
         if x.ket or x.shape == ():
             return x
         body = x.at(self.letters(x.shape))
-        long = sum(1 for _ in tm.walk(body)) > 14 or any(isinstance(t, Op) and t.head == "fn:softmax" for t in tm.walk(body))
+        long = sum(1 for _ in tm.walk(body)) > 14 or any(
+            isinstance(t, Op) and t.head == "fn:softmax" for t in tm.walk(body)
+        )
         return self.named(x, "a", "number") if long else x
 
     # --- the walk ---
@@ -191,8 +202,10 @@ class Reader:
         """E of an entry; a centred Gaussian has none."""
         return Num(0.0) if x.gaussian and not self.shifted & x.leaves else tm.expectation(entry)
 
-    def pointwise(self, f: Callable[..., Term], values: Sequence[Val], shape: tuple[Size, ...], linear: bool = False) -> Val:
-        """f entry by entry; `linear` keeps Gaussians Gaussian."""
+    def pointwise(
+        self, f: Callable[..., Term], values: Sequence[Val], shape: tuple[Size, ...], linear: bool = False
+    ) -> Val:
+        """F entry by entry; `linear` keeps Gaussians Gaussian."""
         kets = [x for x in values if x.ket]
         values = [x if linear else self.argument(x) for x in values]
 

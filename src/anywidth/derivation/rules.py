@@ -102,7 +102,7 @@ def powers(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
 @register("select_n")
 def select(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     which, *cases = inputs
-    linear = not which.ket and all(c.ket and c.gaussian or not c.ket for c in cases)
+    linear = not which.ket and all((c.ket and c.gaussian) or not c.ket for c in cases)
     return r.pointwise(lambda w, *cs: Op("fn:where", (w, *reversed(cs))), inputs, eqn.outputs[0].shape, linear)  # type: ignore[union-attr]
 
 
@@ -125,7 +125,11 @@ def transpose(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
 @register("broadcast_in_dim")
 def broadcast(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     x, dims = inputs[0], eqn.params["broadcast_dimensions"]
-    return r.moved(x, tuple(eqn.params["shape"]), lambda idx: tuple(None if x.shape[i] == 1 else idx[d] for i, d in enumerate(dims)))
+    return r.moved(
+        x,
+        tuple(eqn.params["shape"]),
+        lambda idx: tuple(None if x.shape[i] == 1 else idx[d] for i, d in enumerate(dims)),
+    )
 
 
 @register("squeeze")
@@ -148,9 +152,7 @@ def reshape(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
         place = dict(zip(old, new, strict=True))
         return r.moved(x, shape, lambda idx: tuple(idx[place[i]] if i in place else None for i in range(len(x.shape))))
     named = r.operand(x)
-    return replace(
-        named, shape=shape, base=None, at=lambda idx: _reshaped(named.at(tuple(None for _ in x.shape)), idx)
-    )
+    return replace(named, shape=shape, base=None, at=lambda idx: _reshaped(named.at(tuple(None for _ in x.shape)), idx))
 
 
 def _reshaped(t: Term, idx: Indices) -> Term:
@@ -287,7 +289,7 @@ def reduce_sum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
 
 
 def _readout(t: Term) -> Term | None:
-    """v * h summed over the width is the product with v."""
+    """V * h summed over the width is the product with v."""
     factors = t.args if isinstance(t, Op) and t.head == "mul" else (t,)
     return t if len(factors) > 1 and any(isinstance(f, Sym) and f.parameter for f in factors) else None
 
@@ -350,7 +352,9 @@ def scan(r: Reader, eqn: Eqn, inputs: list[Val]) -> list[Val]:
         at = r.letters(x.shape)
         body = x.at(at)
         free = tuple(i for i in at if isinstance(i, Index))
-        r.definitions.append(Definition(replace(base, sub=(Num(0.0), *free)), free, body, "start", x.leaves, x.gaussian))
+        r.definitions.append(
+            Definition(replace(base, sub=(Num(0.0), *free)), free, body, "start", x.leaves, x.gaussian)
+        )
     r.definitions += inner
     for v, base, ket in zip(after, bases, kets, strict=True):
         at = r.letters(v.shape, (t,))
@@ -358,14 +362,22 @@ def scan(r: Reader, eqn: Eqn, inputs: list[Val]) -> list[Val]:
         kind = "carry" if ket else "number"
         r.definitions.append(Definition(base, (t, *free), v.at(at), kind, v.leaves, v.gaussian, t.letter))
     last: Term = Num(float(p["length"]))
-    results = [Val(v.shape, stepped(b, last), k, v.gaussian, v.leaves) for v, b, k in zip(after, bases, kets, strict=True)]
+    results = [
+        Val(v.shape, stepped(b, last), k, v.gaussian, v.leaves) for v, b, k in zip(after, bases, kets, strict=True)
+    ]
     for y in ys:
         same_as = next((b for v, b in zip(after, bases, strict=True) if v is y), None)
         shape = (p["length"], *y.shape)
         if same_as is not None:
-            results.append(Val(shape, lambda idx, b=same_as: stepped(b, idx[0] or last)(idx[1:]), y.ket, y.gaussian, y.leaves))
+            results.append(
+                Val(shape, lambda idx, b=same_as: stepped(b, idx[0] or last)(idx[1:]), y.ket, y.gaussian, y.leaves)
+            )
         else:
-            results.append(replace(y, shape=shape, base=None, at=lambda idx, y=y: tm.substituted(y.at(idx[1:]), {t: idx[0] or last})))
+            results.append(
+                replace(
+                    y, shape=shape, base=None, at=lambda idx, y=y: tm.substituted(y.at(idx[1:]), {t: idx[0] or last})
+                )
+            )
     return results
 
 

@@ -205,7 +205,13 @@ def substituted(t: Term, table: Mapping[Index, Term]) -> Term:
         new = table.get(replace(t, shift=0))
         if new is None:
             return t
-        return replace(new, shift=new.shift + t.shift) if isinstance(new, Index) else new if t.shift == 0 else add(new, Num(t.shift))
+        return (
+            replace(new, shift=new.shift + t.shift)
+            if isinstance(new, Index)
+            else new
+            if t.shift == 0
+            else add(new, Num(t.shift))
+        )
     if not parts(t):
         return t
     return rebuilt(t, tuple(substituted(a, table) for a in parts(t)))
@@ -252,7 +258,7 @@ def _numeral(value: float, tex: bool) -> tuple[str, str]:
         return str(f.numerator), str(f.denominator)
     root = _fraction(value * value)
     if root is not None and root.numerator <= 1000:
-        write = (lambda k: _root(k, tex))
+        write = lambda k: _root(k, tex)
         return write(root.numerator), write(root.denominator)
     return _plain(value), "1"
 
@@ -290,7 +296,14 @@ def negative(t: Term) -> bool:
 
 
 _NAMES = {"relu": r"\mathrm{relu}", "softmax": r"\mathrm{softmax}"}
-_COMPARE = {"gt": (">", ">"), "ge": (r"\ge", "≥"), "lt": ("<", "<"), "le": (r"\le", "≤"), "eq": ("=", "="), "ne": (r"\ne", "≠")}
+_COMPARE = {
+    "gt": (">", ">"),
+    "ge": (r"\ge", "≥"),
+    "lt": ("<", "<"),
+    "le": (r"\le", "≤"),
+    "eq": ("=", "="),
+    "ne": (r"\ne", "≠"),
+}
 _WRITTEN: dict[str, tuple[Callable[..., str], Callable[..., str]]] = {
     "dot": (lambda a, b: rf"{a} \cdot {b}", lambda a, b: f"{a}·{b}"),
     "var": (lambda a: rf"\sigma^2_{{{a}}}", lambda a: f"var({a})"),
@@ -334,7 +347,8 @@ def _write(t: Term, tex: bool) -> str:
         return sign + (rf"\frac{{{top or '1'}}}{{{bottom}}}" if tex else f"{top or '1'}/{_grouped(bottom)}")
     if isinstance(t, Index):
         shift = f"{t.shift:+d}" if t.shift else ""
-        return t.letter + ("'" if t.primed else "") + shift
+        letter = r"\ell" if tex and t.letter == "ℓ" else t.letter
+        return letter + ("'" if t.primed else "") + shift
     if isinstance(t, Sym):
         return _symbol(t, tex)
     return _operation(t, tex)
@@ -349,8 +363,10 @@ def _symbol(t: Sym, tex: bool) -> str:
     prime = "'" if t.primed else ""
     name = _name(t.name, tex)
     if tex:
-        sub = ",".join(_write(s, tex) for s in t.sub) if all(len(_write(s, tex)) <= 2 for s in t.sub) is False else "".join(
-            _write(s, tex) for s in t.sub
+        sub = (
+            ",".join(_write(s, tex) for s in t.sub)
+            if all(len(_write(s, tex)) <= 2 for s in t.sub) is False
+            else "".join(_write(s, tex) for s in t.sub)
         )
         out = name
         if sup:
@@ -407,12 +423,14 @@ def _power(x: Term, p: Fraction, tex: bool) -> str:
     if p == Fraction(1, 2):
         return rf"\sqrt{{{_write(x, tex)}}}" if tex else f"√({_write(x, tex)})"
     base = _factor(x, tex)
+    if not tex and isinstance(x, Sym) and x.sup:
+        base = f"({base})"
     return rf"{{{base}}}^{{{p}}}" if tex else f"{base}^{p}" if p.denominator == 1 else f"{base}^({p})"
 
 
 def _factor(t: Term, tex: bool) -> str:
     s = _write(t, tex)
-    if isinstance(t, Op) and t.head == "add" or negative(t):
+    if (isinstance(t, Op) and t.head == "add") or negative(t):
         return rf"\left({s}\right)" if tex else f"({s})"
     return s
 

@@ -1,0 +1,138 @@
+"""A network read: its definitions under names fit to be shown."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from anywidth.derivation import terms as tm
+from anywidth.derivation.layers import Item, bare, compressed
+from anywidth.derivation.read import Definition, Reader, Val
+from anywidth.derivation.terms import Index, Sym, Term
+from anywidth.network import Network
+from anywidth.parameters import Parameters, read_parameters, read_program
+
+OWN = {"h", "s", "a", "c", "f", "x", "q"}  # letters that the derivation uses itself
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The definitions: `items` with repeated layers as blocks, `definitions` each by itself under the same names."""
+
+    items: tuple[Item, ...]
+    definitions: tuple[Definition, ...]
+    parameters: Parameters
+    names: Mapping[str, Sym]
+    inputs: tuple[Sym, ...]
+    steps: Mapping[str, int]  # of the index letters of loops
+
+
+def reading(net: Network, x: Any) -> Reading:
+    """The network on the shapes of x."""
+    floats = [a.dtype for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.floating)]
+    dtype = jnp.result_type(*floats, jnp.float32)
+    parameters = read_parameters(net, dtype)
+    program, _ = read_program(net, parameters, x, dtype)
+    names = _names([p.leaf.name for p in parameters.items])
+    reader = Reader(shifted=frozenset(p.leaf.name for p in parameters.items if p.mean is not None))
+    symbols = _input_names(x)
+    inputs = [_parameter(names[p.leaf.name], p.leaf) for p in parameters.items]
+    inputs += [_input(s, a) for s, a in zip(symbols, jax.tree.leaves(x), strict=True)]
+    outputs = reader.run(program, inputs)
+    definitions = list(reader.definitions)
+    for k, out in enumerate(outputs):
+        at = reader.letters(out.shape)
+        symbol = Sym("f", (k + 1,) if len(outputs) > 1 else ())
+        free = tuple(i for i in at if isinstance(i, Index))
+        definitions.append(Definition(symbol, free, out.at(at), "output", out.leaves, True))
+    items, named = compressed(_numbered(_inlined(definitions)))
+    return Reading(tuple(items), tuple(named), parameters, names, tuple(symbols), dict(reader.sizes))
+
+
+def _names(paths: Sequence[str]) -> dict[str, Sym]:
+    """Short names: the last word of the path, numbers in it as superscripts; the whole path where these clash."""
+
+    def split(path: str) -> tuple[list[str], tuple[int, ...]]:
+        keys = re.findall(r"[A-Za-z_]\w*|\d+", path)
+        return [k for k in keys if not k.isdigit()], tuple(int(k) + 1 for k in keys if k.isdigit())
+
+    short: dict[str, Sym] = {}
+    for path in paths:
+        words, numbers = split(path)
+        short[path] = Sym(words[-1] if words else "w", numbers, leaf=path)
+    clash = Counter((s.name, s.sup) for s in short.values())
+    for path, s in short.items():
+        if clash[s.name, s.sup] > 1 or s.name in OWN:
+            words, numbers = split(path)
+            short[path] = Sym("_".join(words) if len(words) > 1 else f"{s.name}_par", numbers, leaf=path)
+    return short
+
+
+def _parameter(s: Sym, leaf: Any) -> Val:
+    at = lambda idx: replace(s, sub=tuple(i for i in idx if i is not None))  # noqa: E731
+    return Val(tuple(leaf.shape), at, True, True, frozenset({leaf.name}), leaf.name, s)
+
+
+def _input_names(x: Any) -> list[Sym]:
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(x)]
+    if len(paths) == 1 and not paths[0]:
+        return [Sym("x")]
+    return [Sym("x", (re.sub(r"\W+", "", p),)) for p in paths]
+
+
+def _input(s: Sym, a: Any) -> Val:
+    return Val(tuple(a.shape), lambda idx: replace(s, sub=tuple(i for i in idx if i is not None)))
+
+
+def _inlined(definitions: Sequence[Definition]) -> list[Definition]:
+    """Without definitions that are only other names: h = k, and what a loop carries where it has a name in the body."""
+    table: dict[Sym, Definition] = {}
+    out: list[Definition] = []
+    for d in definitions:
+        body = tm.mapped(d.body, lambda t: _replaced(t, table))
+        d = replace(d, body=body)
+        if d.kind in ("gaussian", "activation", "number") and isinstance(body, Sym) and not body.parameter:
+            table[bare(d.symbol)] = d
+            continue
+        out.append(d)
+    carries = {bare(d.body): d for d in out if d.kind == "carry" and isinstance(d.body, Sym)}
+    for inner, d in carries.items():
+        uses = sum(bare(t) == inner for e in out for t in tm.walk(e.body) if isinstance(t, Sym))
+        maker = next((e for e in out if bare(e.symbol) == inner), None)
+        if uses == 1 and maker is not None:
+            out = [replace(e, body=maker.body, kind=maker.kind) if e is d else e for e in out if e is not maker]
+    return out
+
+
+def _replaced(t: Term, table: Mapping[Sym, Definition]) -> Term | None:
+    if isinstance(t, Sym) and bare(t) in table:
+        d = table[bare(t)]
+        sub = tuple(tm.mapped(s, lambda u: _replaced(u, table)) for s in t.sub)
+        return tm.substituted(d.body, {i: s for i, s in zip(d.indices, sub, strict=False)})
+    return None
+
+
+def _numbered(definitions: Sequence[Definition]) -> list[Definition]:
+    """Numbers without gaps, and none on a symbol that is the only one of its letter."""
+    order: dict[str, list[Sym]] = {}
+    for d in definitions:
+        known = order.setdefault(d.symbol.name, [])
+        if bare(d.symbol) not in known:
+            known.append(bare(d.symbol))
+    table = {s: (k + 1,) if len(group) > 1 else () for group in order.values() for k, s in enumerate(group)}
+
+    def f(t: Term) -> Term | None:
+        if isinstance(t, Sym) and not t.parameter and bare(t) in table:
+            return replace(t, sup=table[bare(t)], sub=tuple(tm.mapped(s, f) for s in t.sub))
+        return None
+
+    return [replace(d, symbol=tm.mapped(d.symbol, f), body=tm.mapped(d.body, f)) for d in definitions]  # type: ignore[arg-type]
+
+
+__all__ = ["Reading", "reading"]
