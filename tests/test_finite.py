@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from anywidth import Network, Normal, finite, zoo
-from anywidth.finite import Check, check, empirical_nngp, empirical_ntk, loglog_slope, simulate
+from anywidth.empirical import empirical_nngp, empirical_ntk
+from anywidth.finite import Check, check, loglog_slope, simulate
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """anywidth: the infinite-width limit of any neural network written in plain JAX."""
 
 from anywidth.derivation import Drawing, Explanation, draw, explain
+from anywidth.empirical import empirical_nngp, empirical_ntk, linearize, ntk_vp
 from anywidth.errors import AccuracyWarning, AnywidthError, InputError, NoLimitError, StoreError, UnsupportedError
-from anywidth.finite import Check, check, empirical_ntk
+from anywidth.finite import Check, check
 from anywidth.kernels import Errors, Kernels, kernels, nngp, ntk
 from anywidth.network import Network, Normal
 from anywidth.store import open_gram
@@ -26,11 +27,14 @@ __all__ = [
     "UnsupportedError",
     "check",
     "draw",
+    "empirical_nngp",
     "empirical_ntk",
     "explain",
     "gram",
     "kernels",
+    "linearize",
     "nngp",
     "ntk",
+    "ntk_vp",
     "open_gram",
 ]

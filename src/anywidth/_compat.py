@@ -92,3 +92,15 @@ def under(settings: Settings) -> Iterator[None]:
     """These settings, in this thread and for this block."""
     with jax.enable_x64(settings.x64), jax.default_matmul_precision(settings.precision):
         yield
+
+
+def equation_as_fun(eqn: Any, inputs: Sequence[Any]) -> Any:
+    """One equation as a function of the given variables of it, with its own derivative rules."""
+    return jex.jaxpr_as_fun(ClosedJaxpr(_one(eqn, inputs), ()))
+
+
+def _one(eqn: Any, inputs: Sequence[Any]) -> Any:
+    return _EMPTY.replace(constvars=[], invars=list(inputs), outvars=list(eqn.outvars), eqns=[eqn], effects=eqn.effects)
+
+
+_EMPTY = jax.make_jaxpr(lambda: ())().jaxpr

@@ -5,7 +5,7 @@ matrix products. A last tile is padded by repeating an example rather than compi
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,17 +30,34 @@ class Program(NamedTuple):
 def compiled(
     kernel: Callable[[Any, Any], Any], x: PyTree[jax.ShapeDtypeStruct], y: Any, size: tuple[int, int]
 ) -> Program:
-    """The kernel between size[0] examples like x and size[1] like y (arrays, or their shapes and dtypes)."""
-    return _compiled(kernel, _Spec(x), _Spec(y), size, (_compat.settings(), _compat.default_device()))
+    """The kernel between size[0] examples like x and size[1] like y (arrays, or their shapes and dtypes).
+
+    The arrays of a `functools.partial(kernel, params)` are passed to the program and not compiled into it.
+    """
+    function, bound = (kernel.func, kernel.args) if _bound(kernel) else (kernel, ())
+    context = (_compat.settings(), _compat.default_device())
+    program = _compiled(function, _Spec(bound), _Spec(x), _Spec(y), size, context)
+    return program._replace(call=partial(program.call, bound))
+
+
+def _bound(kernel: Any) -> bool:
+    return (
+        isinstance(kernel, partial)
+        and not kernel.keywords
+        and all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(kernel.args))
+    )
 
 
 @lru_cache(maxsize=256)
 def _compiled(
-    kernel: Callable[[Any, Any], Any], x: "_Spec", y: "_Spec", size: tuple[int, int], context: Any
+    kernel: Callable[..., Any], bound: "_Spec", x: "_Spec", y: "_Spec", size: tuple[int, int], context: Any
 ) -> Program:
     """`context` is only there to tell cached programs apart."""
-    over = jax.vmap(jax.vmap(kernel, in_axes=(None, 0)), in_axes=(0, None))
-    lowered = jax.jit(over).lower(x.stacked(size[0]), y.stacked(size[1]))
+
+    def over(args: Any, xs: Any, ys: Any) -> Any:
+        return jax.vmap(lambda a: jax.vmap(lambda b: kernel(*args, a, b))(ys))(xs)
+
+    lowered = jax.jit(over).lower(bound.one(), x.stacked(size[0]), y.stacked(size[1]))
     outputs = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lowered.out_info))
     program = lowered.compile()
     analysis = program.memory_analysis()
@@ -56,6 +73,9 @@ class _Spec:
     def __init__(self, example: PyTree[Any]) -> None:
         leaves, self.treedef = jax.tree.flatten(example)
         self.leaves = tuple((tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in leaves)
+
+    def one(self) -> PyTree[jax.ShapeDtypeStruct]:
+        return jax.tree.unflatten(self.treedef, [jax.ShapeDtypeStruct(s, d) for s, d in self.leaves])
 
     def stacked(self, size: int) -> PyTree[jax.ShapeDtypeStruct]:
         return jax.tree.unflatten(self.treedef, [jax.ShapeDtypeStruct((size, *s), d) for s, d in self.leaves])

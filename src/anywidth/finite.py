@@ -1,15 +1,15 @@
-"""Finite width: the empirical kernels of a network, and the theory against simulation."""
+"""The theory against simulation: how far finite networks are from the infinite one."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
 from anywidth.examples import Dataset, dataset
 from anywidth.kernels import nngp, ntk
@@ -21,8 +21,6 @@ __all__ = [
     "Check",
     "check",
     "deviation",
-    "empirical_nngp",
-    "empirical_ntk",
     "limit",
     "loglog_slope",
     "simulate",
@@ -31,42 +29,6 @@ __all__ = [
 
 _BAND = (0.1, 0.9)
 _TOGETHER = 2**24  # parameters sampled at a time: seeds are batched at small widths, and not at large ones
-
-
-def empirical_ntk(net: Network, *, lr: Rates = None) -> Callable[[PyTree[Array], Any, Any], Array]:
-    """The neural tangent kernel of a finite network: sum over all parameters of lr <df/dp(x), df/dp(y)>.
-
-    Args:
-        net: the network.
-        lr: learning-rate multipliers, as for `ntk`; if it is a function of n, the width is read off the parameters.
-
-    Returns:
-        A pure function (params, x, y) of a pytree of arrays and two examples, whose shapes may differ. For outputs
-        of shapes S and S' its result has shape S + S'. It works through the outputs of x one at a time, so its
-        memory is that of one gradient however many outputs there are; `jit` and `vmap` it as you like.
-    """
-
-    def kernel(params: PyTree[Array], x: Any, y: Any) -> Array:
-        out, pull = jax.vjp(lambda p: net.apply(p, x), params)
-        _, push = jax.linearize(lambda p: net.apply(p, y), params)
-        basis = jnp.eye(out.size, dtype=out.dtype).reshape((out.size, *out.shape))
-        rates = rates_at(net, lr, None, params)
-        rows = jax.lax.map(lambda e: push(scaled_by(rates, *pull(e))), basis)
-        return rows.reshape(out.shape + rows.shape[1:])
-
-    return kernel
-
-
-def empirical_nngp(net: Network) -> Callable[[PyTree[Array], Any, Any], Array]:
-    """The product f(x) f(y) of the outputs of one finite network.
-
-    Its mean over parameters is the network's NNGP kernel at that width. A single draw does not approach it as the
-    width grows: average over many.
-
-    Returns:
-        A pure function (params, x, y) whose result has shape S + S' for outputs of shapes S and S'.
-    """
-    return lambda params, x, y: jnp.multiply.outer(net.apply(params, x), net.apply(params, y))
 
 
 @dataclass(frozen=True)

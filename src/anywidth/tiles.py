@@ -45,7 +45,8 @@ def gram(
     Args:
         kernel: a pure function of a pair of examples, such as `ntk(net)`, `nngp(net)` or `kernels(net)`. For
             examples with outputs of shapes S and S' it returns an array of shape S + S', or a pytree of them. It
-            must be symmetric, kernel(y, x) = kernel(x, y) with S and S' exchanged, if Y is None.
+            must be symmetric, kernel(y, x) = kernel(x, y) with S and S' exchanged, if Y is None. The arrays of a
+            `functools.partial(kernel, params)` are passed on: other params of these shapes compile nothing anew.
         X: N examples: an array with a leading example axis, a pytree of such arrays, or a list of examples
             (arrays or pytrees of arrays), whose shapes may differ.
         Y: M examples, likewise. None for X itself: then only one triangle is computed, and mirrored.
