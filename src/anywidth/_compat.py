@@ -104,3 +104,17 @@ def _one(eqn: Any, inputs: Sequence[Any]) -> Any:
 
 
 _EMPTY = jax.make_jaxpr(lambda: ())().jaxpr
+
+
+# Calls by which jax.random draws, under the names that its versions give them.
+_RANDOM = {
+    "_normal": "normal",
+    "_normal_real": "normal",
+    "_uniform": "uniform",
+    "_truncated_normal": "truncated normal",
+}
+
+
+def random_family(eqn: Any) -> str | None:
+    """The family that an equation draws from: its operands are a key and the two bounds, if it has bounds."""
+    return _RANDOM.get(str(eqn.params.get("name"))) if eqn.primitive.name in CALLS else None

@@ -74,14 +74,15 @@ def empirical_ntk(
     def kernel(params: PyTree[Array], x: Any, y: Any) -> PyTree[Array]:
         x, y = jax.tree.map(jnp.asarray, (x, y))
         rates = rates_at(net, lr, None, params)
-        tree = jax.tree.structure(jax.eval_shape(net.apply, params, x))
-        parts = [
-            _Pair(lambda p, e, i=i: jax.tree.leaves(net.apply(p, e))[i], params, x, y, rates, axes)
-            for i in range(tree.num_leaves)
-        ]
+        tree: Any = jax.tree.structure(jax.eval_shape(net.apply, params, x))
+        parts = [_Pair(_output(net, i), params, x, y, rates, axes) for i in range(tree.num_leaves)]
         return jax.tree.unflatten(tree, [part.kernel(method, memory) for part in parts])
 
-    return kernel
+    return jax.jit(kernel)  # traced once for a shape, whatever it is called under
+
+
+def _output(net: Network, i: int) -> Callable[[Any, Any], Array]:
+    return lambda params, x: jax.tree.leaves(net.apply(params, x))[i]
 
 
 def empirical_nngp(

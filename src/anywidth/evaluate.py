@@ -34,7 +34,8 @@ def compiled(
 
     The arrays of a `functools.partial(kernel, params)` are passed to the program and not compiled into it.
     """
-    function, bound = (kernel.func, kernel.args) if _bound(kernel) else (kernel, ())
+    whole: Any = kernel
+    function, bound = (whole.func, whole.args) if _bound(whole) else (whole, ())
     context = (_compat.settings(), _compat.default_device())
     program = _compiled(function, _Spec(bound), _Spec(x), _Spec(y), size, context)
     return program._replace(call=partial(program.call, bound))

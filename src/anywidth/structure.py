@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +175,7 @@ def _normal(use: Use, h: Any, delta: Any) -> tuple[Any, Any]:
 def _sizes(use: Use) -> tuple[int, int, int, int]:
     batches = len(use.dimension_numbers[1][0])
     rest = use.shape[batches:]
-    contracted, own = use.key[-1]  # type: ignore[misc]
+    contracted, own = cast(tuple[int, int], use.key[-1])
     out = math.prod(rest[:own]) if use.side == 0 else math.prod(rest[len(rest) - own :])
     return math.prod(use.shape[:batches]), math.prod(rest) // max(out, 1), contracted, out
 
