@@ -6,7 +6,8 @@ memory or there are more outputs than work, by one vector-Jacobian and one Jacob
 
 >>> import jax, jax.numpy as jnp
 >>> import anywidth as aw
->>> net = aw.zoo.mlp(3, classes=2)
+>>> from anywidth import zoo
+>>> net = zoo.mlp(3, classes=2)
 >>> params, x = net.sample(jax.random.key(0), n=64), jnp.ones(3)
 >>> aw.empirical_ntk(net)(params, x, x).shape, aw.empirical_ntk(net, trace_axes=-1)(params, x, x).shape
 ((2, 2), ())
