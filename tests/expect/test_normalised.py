@@ -44,7 +44,7 @@ def batches(B, B2, d=9, seed=0):
 
 @functools.partial(jax.jit, static_argnames=("f", "centred", "refined"))
 def kernel(A, B, C, f=RELU, eps=0.0, centred=True, refined=False):
-    """The NNGP and the derivative in the cross block in its own direction. `refined` only tells the jit caches apart."""
+    """The NNGP and the derivative in the cross block along itself. `refined` only tells the jit caches apart."""
     F = lambda C: normalised_pair(f, f, f.k, f.k, A, B, C, 1 / len(A), 1 / len(B), eps, eps, centred=centred)
     return jax.jvp(F, (C,), (C,))
 
@@ -58,7 +58,7 @@ def error(a, b):
 
 
 @long
-@pytest.mark.parametrize("which, x, y", [("1", "x1", "x1"), ("2", "x2", "x2"), ("x", "x1", "x2")])
+@pytest.mark.parametrize(("which", "x", "y"), [("1", "x1", "x1"), ("2", "x2", "x2"), ("x", "x1", "x2")])
 def test_reference(which, x, y):
     z = np.load(REFERENCE)
     nngp, tangent = kernel(*blocks(z[x], z[y]))
@@ -71,7 +71,7 @@ def test_reference(which, x, y):
 
 @long
 @pytest.mark.parametrize(
-    "s, t, f, g",
+    ("s", "t", "f", "g"),
     [
         (1, 1, RELU, LEAKY),
         (2, 1, SQUARE, RELU),
@@ -151,7 +151,7 @@ def test_exact_identities(B):
 
 @long
 @pytest.mark.parametrize(
-    "f, B, eps",
+    ("f", "B", "eps"),
     [(RELU, 4, 0.0), (RELU, 24, 1e-5), (RELU, 24, 0.0), (RELU, 24, 30.0), (SQUARE, 6, 0.0), (SQUARE, 6, 1e-5)],
 )
 @pytest.mark.parametrize("spectrum", ["flat", "spread", "dominated"])
@@ -233,7 +233,7 @@ def test_gradient_of_the_ntk():
 
 @long
 @pytest.mark.parametrize("case", ["two", "same", "near", "duplicates"])
-@pytest.mark.parametrize("B, eps", [(4, 0.0), (6, 0.0), (32, 1e-5)])
+@pytest.mark.parametrize(("B", "eps"), [(4, 0.0), (6, 0.0), (32, 1e-5)])
 def test_float32(case, B, eps):
     x, y = batches(B, B, d=40)
     if case == "same":
