@@ -111,13 +111,18 @@ def as_function(atom: Any) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[A
     """(f, coefs, breaks) of any atom, for quadrature."""
     if isinstance(atom, Generic):
         return atom.function, atom.coefs, atom.breaks
+    if monomial(atom):
+        scale = float(atom.plus)
+        return (lambda u: u if (atom.k, scale) == (1, 1.0) else scale * u**atom.k), (), ()
     leaves, tree = jax.tree.flatten(atom)
+    traced = [i for i, x in enumerate(leaves) if not known(x)]
 
     def function(u: Any, *coefs: Any) -> Any:
-        return evaluate(jax.tree.unflatten(tree, coefs), u)
+        filled = dict(zip(traced, coefs, strict=True))
+        return evaluate(jax.tree.unflatten(tree, [filled.get(i, x) for i, x in enumerate(leaves)]), u)
 
     kink = isinstance(atom, Power) and not monomial(atom)
-    return function, tuple(leaves), (0.0,) if kink else ()
+    return function, tuple(leaves[i] for i in traced), (0.0,) if kink else ()
 
 
 def atom_product(f: Any, g: Any) -> tuple[Any, Any]:
@@ -381,16 +386,18 @@ class Normaliser:
         breaks: list[Any] = []
         for c, f in terms:
             start = len(coefs)
-            coefs += [c, *(f[1] if f else ())]
+            coefs += [*([] if known(c) else [c]), *(f[1] if f else ())]
             breaks += f[2] if f else ()
-            plan.append((start, len(coefs), f[0] if f else None))
+            plan.append((start, len(coefs), float(c) if known(c) else None, f[0] if f else None))
 
         def function(u: Any, *cs: Any) -> Any:
-            total = jnp.zeros_like(u)
-            for start, stop, f in plan:
-                value = jnp.asarray(cs[start], u.dtype)
-                total = total + (value if f is None else value * f(u, *cs[start + 1 : stop]))
-            return total
+            total: Any = None
+            for start, stop, number, f in plan:
+                value = cs[start].astype(u.dtype) if number is None else number
+                rest = cs[start + (number is None) : stop]
+                term = jnp.full_like(u, value) if f is None else f(u, *rest) if number == 1.0 else value * f(u, *rest)
+                total = term if total is None else total + term
+            return jnp.zeros_like(u) if total is None else total
 
         core = None
         linear = [m for m in x if m.factors]

@@ -79,7 +79,7 @@ ATOMS = {
 
 @pytest.mark.parametrize(
     ("name", "s1", "s2"),
-    quick(("relu", 1.0, 1.0), ("erf", 1e2, 1e2), rest=[(n, *stds) for n in ATOMS for stds in STDS]),
+    quick(("relu", 1.0, 1.0), rest=[(n, *stds) for n in ATOMS for stds in STDS]),
 )
 def test_against_closed_forms(name, s1, s2):
     f, breaks, atom = ATOMS[name]
@@ -98,7 +98,6 @@ PAIRS += [("elu", "elu"), ("clip", "clip"), ("shifted", "tanh")]
     ("first", "second", "s1", "s2"),
     quick(
         ("tanh", "tanh", 0.3, 1.1),
-        ("shifted", "tanh", 3.0, 3.0),
         rest=[(*names, *stds) for names in PAIRS for stds in [(1e-4, 1e-4), (0.3, 1.1), (3.0, 3.0), (1e2, 1e2)]],
     ),
 )

@@ -11,7 +11,8 @@ v = (c / s1) z + s y with s^2 = det / q1, and z, y standard normal and independe
   tanh-sinh rule (Takahasi & Mori 1974), whose points crowd the ends of the panel and resolve there every scale.
 
 Points are doubled until two estimates agree, in a `while_loop` whose body is compiled once. Derivatives do
-not go through it. They are expectations again, by Price's theorem (1958): d/dc E[f g] = E[f' g'].
+not go through it. They are expectations again, by Price's theorem (1958): d/dc E[f g] = E[f' g']; a value and its
+derivatives share one quadrature.
 
 >>> import jax, jax.numpy as jnp
 >>> one, half = jnp.float32(1.0), jnp.float32(0.5)
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from anywidth.expect.numerics import add_tangents, gram_det, safe_recip, safe_rsqrt, safe_sqrt
+from anywidth.expect.numerics import gram_det, is_zero, safe_recip, safe_rsqrt, safe_sqrt
 
 _CHUNK = 12  # inner points evaluated at once; every number of points is a multiple of it
 _TRAPEZOID, _PANELS = (24, 96), (24, 384)  # points per axis or panel: first try and last
@@ -85,38 +86,40 @@ def _flat(x, shape):
     )
 
 
-def _single(f, coefs, q, breaks, panels, n):
-    """E[f(u)] with n points (a traced float)."""
+def _stack(functions, u, coefs):
+    """Several functions of u, along an axis behind that of the points."""
+    return jnp.stack([f(u, *coefs) for f in functions], axis=1)
+
+
+def _single(fs, coefs, q, breaks, panels, n):
+    """E[f(u)] of each of the functions with n points (a traced float)."""
     s = safe_sqrt(q)
     knots = _knots(_as_standard([jnp.zeros_like(q), *breaks], s), q.shape, q.dtype) if panels else None
 
     def chunk(i, total):
         z, w = _nodes(knots, i * _CHUNK + jnp.arange(_CHUNK), n)
         z, w = _flat(z, q.shape), _flat(w, q.shape)
-        return total + (w * f(s * z, *coefs)).sum(0)
+        return total + (w[:, None] * _stack(fs, s * z, coefs)).sum(0)
 
-    return lax.fori_loop(0, n.astype(int) // _CHUNK, chunk, jnp.zeros_like(q))
+    return lax.fori_loop(0, n.astype(int) // _CHUNK, chunk, jnp.zeros((len(fs), *q.shape), q.dtype))
 
 
-def _double(f, f_coefs, g, g_coefs, q1, q2, c, f_breaks, g_breaks, panels, n):
-    """E[f(u) g(v)] with n points an axis and panel (a traced float)."""
+def _double(fs, f_coefs, gs, g_coefs, q1, q2, c, f_breaks, g_breaks, panels, n):
+    """E[f(u) g(v)] of each pair of functions with n points an axis and panel (a traced float)."""
     shape, count = q1.shape, n.astype(int)
     s1 = safe_sqrt(q1)
     slope = c * safe_rsqrt(q1)
     s = jnp.where(q1 > 0, safe_sqrt(gram_det(q1, q2, c) * safe_recip(q1)), safe_sqrt(q2))
     zero = jnp.zeros_like(q1)
+    none = jnp.zeros((len(fs), *shape), q1.dtype)
     knots = None
     if panels:
         felt = [jnp.sign(slope) * p for p in _as_standard(g_breaks, jnp.abs(slope))]
         knots = _knots(_as_standard([zero, *f_breaks], s1) + felt, shape, q1.dtype)
+    pieces = 1 if knots is None else knots.shape[0] - 1
 
     def outer(i, total):
-        z, w = _nodes(knots, i[None], n)
-        for_panel = lambda p, acc: acc + _given(z[0, p], w[0, p])
-        return lax.fori_loop(0, z.shape[1], for_panel, total)
-
-    def _given(z, w):
-        z, w = jnp.broadcast_to(z, shape), jnp.broadcast_to(w, shape)
+        z, w = (jnp.broadcast_to(x[0, i % pieces], shape) for x in _nodes(knots, (i // pieces)[None], n))
         centre = slope * z
         inner_knots = (
             _knots(_as_standard([p - centre for p in (zero, *g_breaks)], s), shape, q1.dtype) if panels else None
@@ -125,11 +128,12 @@ def _double(f, f_coefs, g, g_coefs, q1, q2, c, f_breaks, g_breaks, panels, n):
         def chunk(i, total):
             y, wy = _nodes(inner_knots, i * _CHUNK + jnp.arange(_CHUNK), n)
             y, wy = _flat(y, shape), _flat(wy, shape)
-            return total + (wy * g(centre + s * y, *g_coefs)).sum(0)
+            return total + (wy[:, None] * _stack(gs, centre + s * y, g_coefs)).sum(0)
 
-        return w * f((s1 * z)[None], *f_coefs)[0] * lax.fori_loop(0, count // _CHUNK, chunk, zero)
+        given = lax.fori_loop(0, count // _CHUNK, chunk, none)
+        return total + w * _stack(fs, (s1 * z)[None], f_coefs)[0] * given
 
-    return lax.fori_loop(0, count, outer, zero)
+    return lax.fori_loop(0, count * pieces, outer, none)
 
 
 def _refine(estimate, state, rule, scale, tol, trust):
@@ -159,21 +163,16 @@ def _adapt(estimate, scale, trust, tol):
     return _refine(partial(estimate, True), state, _PANELS, scale, tol, jnp.asarray(True))[0]
 
 
-def _size(f, coefs, q, breaks):
-    """E[f(u)] of a function f >= 0 to some digits, and whether the trapezoid rule sees it at all.
+def _size(fs, coefs, q, breaks):
+    """E[f(u)] of functions f >= 0 to some digits, and whether the trapezoid rule sees them at all.
 
     Between two of its points a bump under a wide Gaussian would go unnoticed, however often they are doubled.
     """
-    whole = _single(f, coefs, q, breaks, True, jnp.asarray(48, q.dtype))
+    whole = _single(fs, coefs, q, breaks, True, jnp.asarray(48, q.dtype))
     if breaks:
         return whole, None
-    seen = _single(f, coefs, q, breaks, False, jnp.asarray(_TRAPEZOID[1], q.dtype))
+    seen = _single(fs, coefs, q, breaks, False, jnp.asarray(_TRAPEZOID[1], q.dtype))
     return whole, jnp.all(jnp.abs(seen - whole) <= 1e-2 * whole)
-
-
-def _integral(f, coefs, q, breaks, tol):
-    scale, trust = _size(lambda u, *a: jnp.abs(f(u, *a)), coefs, q, breaks)
-    return _adapt(lambda panels, n: _single(f, coefs, q, breaks, panels, n), scale, trust, tol)
 
 
 @lru_cache(1024)
@@ -204,55 +203,93 @@ def _square(f):
     return lambda u, *coefs: f(u, *coefs) ** 2
 
 
+@lru_cache(1024)
+def _absolute(f):
+    return lambda u, *coefs: jnp.abs(f(u, *coefs))
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _mean(f, tol, coefs, q, breaks):
-    return _integral(f, coefs, q, breaks, tol)
+def _means(fs, tol, coefs, q, breaks):
+    """E[f(u)] of each of the functions, along a leading axis."""
+    scale, trust = _size([_absolute(f) for f in fs], coefs, q, breaks)
+    return _adapt(lambda panels, n: _single(fs, coefs, q, breaks, panels, n), scale, trust, tol)
 
 
-@partial(_mean.defjvp, symbolic_zeros=True)
-def _(f, tol, primals, tangents):
+class _Wanted:
+    """The expectations that a rule asks for: all of them go through one quadrature, the first `fs` in front."""
+
+    def __init__(self, first):
+        self.keys = list(first)
+
+    def __call__(self, key):
+        if key not in self.keys:
+            self.keys.append(key)
+        return self.keys.index(key)
+
+
+def _with_slopes(compute, first, terms):
+    """The values of the keys `first`, and their derivative: a list of (one linear form a key, tangent), as in
+
+    form = [(factor, key), ...], of which the values of the keys are computed together with the first.
+    """
+    wanted = _Wanted(first)
+    index = [[[(factor, wanted(key)) for factor, key in form] for form in forms] for forms, _ in terms]
+    values = compute(tuple(wanted.keys))
+    out = values[: len(first)]
+    slope = jnp.zeros_like(out)
+    for forms, (_, tangent) in zip(index, terms, strict=True):
+        combined = [sum(factor * values[i] for factor, i in form) for form in forms]
+        slope = slope + jnp.stack(combined) * tangent
+    return out, slope
+
+
+@partial(_means.defjvp, symbolic_zeros=True)
+def _(fs, tol, primals, tangents):
     coefs, q, breaks = primals
     d_coefs, dq, _ = tangents
-    out = _mean(f, tol, coefs, q, breaks)
     # d/dq E[f] = E[f''] / 2, or E[u f'] / (2 q) where f' has jumps.
-    by_q = lambda: (
-        (
-            _mean(_times_u(_slope(f)), tol, coefs, q, breaks) * safe_recip(q)
-            if breaks
-            else _mean(_slope(_slope(f)), tol, coefs, q, breaks)
-        )
-        / 2
-    )
-    terms = [(partial(_mean, _slope_coef(f, i), tol, coefs, q, breaks), d) for i, d in enumerate(d_coefs)]
-    return out, add_tangents(out, (by_q, dq), *terms)
+    half = safe_recip(q) / 2 if breaks else 0.5
+    terms = []
+    if not is_zero(dq):
+        terms.append(([[(half, _times_u(_slope(f)) if breaks else _slope(_slope(f)))] for f in fs], dq))
+    terms += [([[(1, _slope_coef(f, i))] for f in fs], d) for i, d in enumerate(d_coefs) if not is_zero(d)]
+    return _with_slopes(lambda keys: _means(keys, tol, *primals), fs, terms)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _pair(f, g, tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks):
-    (f2, trust_f), (g2, trust_g) = _size(_square(f), f_coefs, q1, f_breaks), _size(_square(g), g_coefs, q2, g_breaks)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _pairs(fgs, tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks):
+    """E[f(u) g(v)] of each of the pairs (f, g) of functions, along a leading axis."""
+    fs, gs = zip(*fgs, strict=True)
+    f2, trust_f = _size([_square(f) for f in fs], f_coefs, q1, f_breaks)
+    g2, trust_g = _size([_square(g) for g in gs], g_coefs, q2, g_breaks)
     trust = None if trust_f is None or trust_g is None else trust_f & trust_g
-    estimate = lambda panels, n: _double(f, f_coefs, g, g_coefs, q1, q2, c, f_breaks, g_breaks, panels, n)
+    estimate = lambda panels, n: _double(fs, f_coefs, gs, g_coefs, q1, q2, c, f_breaks, g_breaks, panels, n)
     return _adapt(estimate, jnp.sqrt(f2) * jnp.sqrt(g2), trust, tol)
 
 
-def _slope_q(f, f_coefs, q1, f_breaks, value, c):
-    """d/dq1 E[f g] given value(F, G) = E[F g] or, for G = "slope", E[F g']."""
-    if not f_breaks:
-        return value(_slope(_slope(f)), None) / 2
-    return (value(_times_u(_slope(f)), None) - c * value(_slope(f), "slope")) * safe_recip(q1) / 2
-
-
-@partial(_pair.defjvp, symbolic_zeros=True)
-def _(f, g, tol, primals, tangents):
-    f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks = primals
+@partial(_pairs.defjvp, symbolic_zeros=True)
+def _(fgs, tol, primals, tangents):
+    _, _, q1, q2, c, f_breaks, g_breaks = primals
     d_f, d_g, d1, d2, dc, _, _ = tangents
-    value = lambda F, G: _pair(F, G, tol, *primals)
-    out = value(f, g)
-    by_1 = lambda: _slope_q(f, f_coefs, q1, f_breaks, lambda F, G: value(F, _slope(g) if G else g), c)
-    by_2 = lambda: _slope_q(g, g_coefs, q2, g_breaks, lambda G, F: value(_slope(f) if F else f, G), c)
-    terms = [(lambda i=i: value(_slope_coef(f, i), g), d) for i, d in enumerate(d_f)]
-    terms += [(lambda i=i: value(f, _slope_coef(g, i)), d) for i, d in enumerate(d_g)]
-    return out, add_tangents(out, (by_1, d1), (by_2, d2), (lambda: value(_slope(f), _slope(g)), dc), *terms)
+    # By Price's theorem d/dc E[f g] = E[f' g'] and d/dq1 E[f g] = E[f'' g] / 2, or where f' has jumps
+    # (E[u f' g] - c E[f' g']) / (2 q1).
+    terms = []
+    if not is_zero(dc):
+        terms.append(([[(1, (_slope(f), _slope(g)))] for f, g in fgs], dc))
+    for d, q, breaks, order in ((d1, q1, f_breaks, 1), (d2, q2, g_breaks, -1)):
+        if is_zero(d):
+            continue
+        half = safe_recip(q) / 2 if breaks else 0.5
+        forms = []
+        for f, g in (fg[::order] for fg in fgs):
+            if breaks:
+                forms.append([(half, (_times_u(_slope(f)), g)[::order]), (-half * c, (_slope(f), _slope(g))[::order])])
+            else:
+                forms.append([(half, (_slope(_slope(f)), g)[::order])])
+        terms.append((forms, d))
+    terms += [([[(1, (_slope_coef(f, i), g))] for f, g in fgs], d) for i, d in enumerate(d_f) if not is_zero(d)]
+    terms += [([[(1, (f, _slope_coef(g, i)))] for f, g in fgs], d) for i, d in enumerate(d_g) if not is_zero(d)]
+    return _with_slopes(lambda keys: _pairs(keys, tol, *primals), fgs, terms)
 
 
 def _align(arrays, groups):
@@ -272,7 +309,7 @@ def mean(f, coefs, q, breaks=(), rtol=None):
     numbers or arrays, where f has a kink. Differentiable in q and coefs (see `pair`).
     """
     (q,), (coefs, breaks), given = _align((q,), (coefs, breaks))
-    return _mean(f, _tolerance(rtol, q.dtype), coefs, q, breaks).astype(given)
+    return _means((f,), _tolerance(rtol, q.dtype), coefs, q, breaks)[0].astype(given)
 
 
 def pair(f, f_coefs, g, g_coefs, q1, q2, c, f_breaks=(), g_breaks=(), rtol=None):
@@ -288,4 +325,4 @@ def pair(f, f_coefs, g, g_coefs, q1, q2, c, f_breaks=(), g_breaks=(), rtol=None)
     (q1, q2, c), groups, given = _align((q1, q2, c), (f_coefs, g_coefs, f_breaks, g_breaks))
     f_coefs, g_coefs, f_breaks, g_breaks = groups
     tol = _tolerance(rtol, q1.dtype)
-    return _pair(f, g, tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks).astype(given)
+    return _pairs(((f, g),), tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks)[0].astype(given)
