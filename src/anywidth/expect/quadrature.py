@@ -245,7 +245,7 @@ def _with_slopes(compute, first, terms):
 
 @partial(_means.defjvp, symbolic_zeros=True)
 def _(fs, tol, primals, tangents):
-    coefs, q, breaks = primals
+    _, q, breaks = primals
     d_coefs, dq, _ = tangents
     # d/dq E[f] = E[f''] / 2, or E[u f'] / (2 q) where f' has jumps.
     half = safe_recip(q) / 2 if breaks else 0.5
