@@ -1,5 +1,6 @@
 """anywidth: the infinite-width limit of any neural network written in plain JAX."""
 
+from anywidth import predict
 from anywidth.derivation import Drawing, Explanation, draw, explain
 from anywidth.empirical import empirical_nngp, empirical_ntk, linearize, ntk_vp
 from anywidth.errors import AccuracyWarning, AnywidthError, InputError, NoLimitError, StoreError, UnsupportedError
@@ -37,4 +38,5 @@ __all__ = [
     "ntk",
     "ntk_vp",
     "open_gram",
+    "predict",
 ]
