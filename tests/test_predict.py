@@ -22,6 +22,10 @@ def coupled(X, Y):
     return rbf(X, Y)[..., None, None] * A + rbf(X, Y, 0.5)[..., None, None] * B
 
 
+def both_kernels(nngp, ntk):
+    return aw.Kernels(nngp, ntk, aw.Errors(np.zeros(()), np.zeros(())))
+
+
 def flat(K):
     if K.ndim == 2:
         return K
@@ -122,8 +126,8 @@ def test_gradient_flow(problem, noise, time):
     """Against the matrix exponential, and outputs at a time as a linear map of those at initialisation."""
     k, X, y, new = problem
     ntk, nngp = (lambda A, B: 2 * k(A, B)), k
-    both = aw.Kernels(nngp(X, X), ntk(X, X))
-    cross = aw.Kernels(nngp(new, X), ntk(new, X))
+    both = both_kernels(nngp(X, X), ntk(X, X))
+    cross = both_kernels(nngp(new, X), ntk(new, X))
     flow = predict.gradient_flow(both, y, noise)
     T = flat(both.ntk) + noise * np.eye(flat(both.ntk).shape[0])
     decay = np.zeros_like(T) if np.isinf(time) else scipy.linalg.expm(-time * T)
@@ -372,7 +376,7 @@ GOOD = rbf(np.arange(4.0)[:, None], np.arange(4.0)[:, None])
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: predict.posterior(aw.Kernels(GOOD, GOOD), np.ones(4)), TypeError, r"K\.nngp or K\.ntk"),
+        (lambda: predict.posterior(both_kernels(GOOD, GOOD), np.ones(4)), TypeError, r"K\.nngp or K\.ntk"),
         (lambda: predict.posterior([[1.0]], np.ones(1)), TypeError, "nested list"),
         (lambda: predict.posterior(GOOD.astype(int), np.ones(4)), TypeError, "int64"),
         (lambda: predict.posterior(GOOD[:3], np.ones(3)), ValueError, r"\(N, N\)"),

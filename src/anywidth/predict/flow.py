@@ -21,6 +21,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from anywidth import _compat
 from anywidth.errors import InputError
+from anywidth.kernels import Kernels
 from anywidth.memory import free_memory, readable
 from anywidth.predict.gp import unflatten
 from anywidth.predict.matrices import Matrix, Targets, check_cross, noise_diagonal
@@ -92,7 +93,7 @@ class GradientFlow:
         return jnp.maximum(prior + found.reshape(prior.shape), 0)
 
     def _spread(self, cross: Any, time: Any) -> tuple[Array, Array, Array]:
-        if self._nngp is None or not hasattr(cross, "nngp"):
+        if self._nngp is None or not isinstance(cross, Kernels):
             raise InputError(
                 "the covariance over initialisations needs both kernels: gradient_flow(gram(kernels(net), X), y) and "
                 "cross = gram(kernels(net), new, X)"
@@ -131,7 +132,7 @@ def gradient_flow(K: Any, y: Float[Any, "N *outputs_and_columns"], noise: Any = 
     Reference: Lee et al., Wide neural networks of any depth evolve as linear models under gradient descent (2019).
     """
     ntk = Matrix(_part(K, "ntk"), "K", square=True)
-    nngp = Matrix(K.nngp, "K.nngp", square=True) if hasattr(K, "nngp") else None
+    nngp = Matrix(K.nngp, "K.nngp", square=True) if isinstance(K, Kernels) else None
     if nngp is not None and (nngp.examples != ntk.examples or nngp.outputs != ntk.outputs):
         raise InputError("K.nngp and K.ntk are of different shapes")
     if np.shape(noise) != ():
@@ -166,4 +167,4 @@ def max_learning_rate(K: Any, noise: float = 0.0) -> float:
 
 
 def _part(K: Any, name: str) -> Any:
-    return getattr(K, name) if isinstance(K, tuple) and hasattr(K, name) else K
+    return getattr(K, name) if isinstance(K, Kernels) else K

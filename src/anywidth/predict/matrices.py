@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from anywidth import _compat
 from anywidth.errors import InputError
 from anywidth.examples import dataset
+from anywidth.kernels import Kernels
 
 __all__ = ["Matrix", "Targets", "diagonal"]
 
@@ -35,7 +36,7 @@ class Matrix:
     """
 
     def __init__(self, K: Any, name: str, *, square: bool = False) -> None:
-        if isinstance(K, tuple) and hasattr(K, "_fields"):
+        if isinstance(K, Kernels):
             raise TypeError(f"{name} holds two kernels: pass {name}.nngp or {name}.ntk")
         if isinstance(K, list) or not hasattr(K, "shape") or not hasattr(K, "dtype"):
             raise TypeError(
