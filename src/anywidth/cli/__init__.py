@@ -37,10 +37,15 @@ def application() -> "typer.Typer":
 
     from anywidth.cli.errors import one_line
     from anywidth.cli.figure1 import figure1
+    from anywidth.cli.gram import gram
+    from anywidth.cli.info import info
+    from anywidth.cli.learn import fit, predict
 
     app = typer.Typer(
-        help="Infinite-width kernels of neural networks written as plain JAX.",
+        help="Infinite-width kernels of neural networks written as plain JAX: compute, predict with them, "
+        "and hold them against simulation.",
         no_args_is_help=True,
+        rich_markup_mode=None,  # help as paragraphs, like a manual page
         add_completion=False,
         pretty_exceptions_show_locals=False,
     )
@@ -49,6 +54,6 @@ def application() -> "typer.Typer":
     def callback() -> None:
         pass  # makes a single command a command rather than the program itself
 
-    for command in (figure1,):
+    for command in (gram, fit, predict, info, figure1):
         app.command()(one_line(command))
     return app

@@ -46,13 +46,20 @@ class NoiseFit(NamedTuple):
     log_marginal_likelihood: Float[np.ndarray, "*columns"]
 
 
-def fit_noise(K: Any, y: Float[Any, "N *outputs_and_columns"], bounds: tuple[float, float] = (1e-6, 1e2)) -> NoiseFit:
+def fit_noise(
+    K: Any,
+    y: Float[Any, "N *outputs_and_columns"],
+    bounds: tuple[float, float] = (1e-6, 1e2),
+    *,
+    shared: bool = False,
+) -> NoiseFit:
     """The noise, and the scale of the kernel, of largest marginal likelihood; for one eigendecomposition of K.
 
     Args:
         K: a Gram matrix (N, N) + S + S.
         y: targets, (N,) + S + R. All right-hand sides share the noise relative to the kernel; each has its scale.
         bounds: of the noise, relative to the mean of the diagonal of K.
+        shared: whether all right-hand sides share the scale too.
 
     Returns:
         `NoiseFit(noise, scale, log_marginal_likelihood)`: the likeliest covariance is scale (K + noise I), so the
@@ -73,8 +80,9 @@ def fit_noise(K: Any, y: Float[Any, "N *outputs_and_columns"], bounds: tuple[flo
 
     def likelihood(log_noise: float) -> tuple[np.ndarray, np.ndarray]:
         total = values + np.exp(log_noise) * unit
-        scale = (squares / total[:, None]).mean(0)
-        return -n / 2 * (np.log(2 * np.pi * scale) + 1) - np.log(total).sum() / 2, scale
+        fit = (squares / total[:, None]).mean(0)
+        scale = np.full_like(fit, fit.mean()) if shared else fit
+        return -n / 2 * (np.log(2 * np.pi * scale) + fit / scale) - np.log(total).sum() / 2, scale
 
     grid = np.linspace(np.log(bounds[0]), np.log(bounds[1]), 40)
     best = int(np.argmax([likelihood(g)[0].sum() for g in grid]))
