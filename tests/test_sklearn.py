@@ -30,7 +30,7 @@ def test_scikit_learns_checks(estimator, check):
 def wave():
     rng = np.random.default_rng(5)
     X = rng.uniform(-2, 2, size=(60, 2))
-    return X, np.sin(2 * X[:, 0]) * X[:, 1] + 0.05 * rng.normal(size=60)
+    return X, np.sin(1.5 * X[:, 0]) + 0.3 * X[:, 1] + 0.05 * rng.normal(size=60)
 
 
 SMOOTH = Factory(zoo.mlp, depth=2, nonlinearity=jax.lax.erf, varb=0.5)
@@ -76,7 +76,15 @@ def test_automatic_noise_is_the_likeliest(wave):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_classification(classes):
     X, y = make_classification(
-        200, 5, n_informative=4, n_redundant=0, n_classes=classes, n_clusters_per_class=1, flip_y=0.1, random_state=1
+        200,
+        5,
+        n_informative=4,
+        n_redundant=0,
+        n_classes=classes,
+        n_clusters_per_class=1,
+        flip_y=0.1,
+        class_sep=2.0,
+        random_state=1,
     )
     labels = np.array(["cat", "dog", "eel"])[y]
     model = make_pipeline(StandardScaler(), InfiniteWidthClassifier(kernel="nngp")).fit(X[:120], labels[:120])

@@ -205,30 +205,34 @@ class InfiniteWidthClassifier(ClassifierMixin, _GaussianProcess):
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """The mean of the label regression: (M,) above zero for the second of two classes, or (M, classes)."""
-        return self._decide(X, spread=False)[0]
+        """The mean of the label regression over its standard deviation.
+
+        Of shape (M,), above zero for the second of two classes, or (M, classes).
+        """
+        values, spread = self._decide(X, spread=True)
+        return values / (spread if values.ndim == 1 else spread[:, None])
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest class of each row of X."""
-        values = self.decision_function(X)
+        values, _ = self._decide(X, spread=False)
         return self.classes_[(values > 0).astype(int) if values.ndim == 1 else values.argmax(1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """The probability of each class, of shape (M, classes)."""
-        values, variance = self._decide(X, spread=True)
-        assert variance is not None
-        spread = np.sqrt(np.maximum((variance + self.noise_) * self.scale_[0], np.finfo(np.float64).tiny))
-        if values.ndim == 1:
-            second = ndtr(values / spread)
-            return np.stack([1 - second, second], 1)
-        return _largest(values / spread[:, None])
+        values = self.decision_function(X)
+        return np.stack([ndtr(-values), ndtr(values)], 1) if values.ndim == 1 else _largest(values)
 
-    def _decide(self, X: Any, *, spread: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    def _decide(self, X: Any, *, spread: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Means (above zero for the second of two classes) and, if they are wanted, standard deviations (M,)."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
         mean, variance = self._predict(X, spread=spread)
         mean = mean + self._shift
-        return (mean[:, 0] - 0.5 if len(self.classes_) == 2 else mean), variance
+        if variance is None:
+            deviation = np.ones(len(mean))
+        else:
+            deviation = np.sqrt(np.maximum((variance + self.noise_) * self.scale_[0], np.finfo(np.float64).tiny))
+        return (mean[:, 0] - 0.5 if len(self.classes_) == 2 else mean), deviation
 
 
 def _largest(means: np.ndarray) -> np.ndarray:
