@@ -273,7 +273,7 @@ def network(theta):
 
     def apply(p, x):
         h = p["u"] @ (x * theta["stretch"]) + p["b"]
-        return p["v"] @ (jnp.tanh(h) + theta["leak"] * h)
+        return p["v"] @ (jax.nn.relu(h) + theta["leak"] * h)
 
     return aw.Network(init, apply)
 

@@ -64,13 +64,14 @@ class InfiniteWidthKernel(Kernel):
         """K(X, Y), of shape (N, M); with `eval_gradient` also its derivative in `theta`, (N, N, len(theta))."""
         if eval_gradient and Y is not None:
             raise ValueError("the gradient is that of K(X, X): it can only be evaluated when Y is None")
+        theta = self.theta
         with computing(self.dtype):
             x = self._examples(X)
             if self.tune:
                 y = x if Y is None else self._examples(Y)
                 matrix, gradient = self._traced(x)
-                K = np.array(matrix(jnp.asarray(self.theta), x, y))
-                return (K, np.array(gradient(jnp.asarray(self.theta), x, y))) if eval_gradient else K
+                K = np.array(matrix(jnp.asarray(theta), x, y))
+                return (K, np.array(gradient(jnp.asarray(theta), x, y))) if eval_gradient else K
             net_kernel = kernel_of(network_of(self.network, x.shape[-1]), self.kernel)
             K = np.array(gram(net_kernel, x, None if Y is None else self._examples(Y), progress=False))
         return (K, np.empty((*K.shape, 0))) if eval_gradient else K
