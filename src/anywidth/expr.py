@@ -222,6 +222,8 @@ class Normaliser:
             return self.mul(x, y)
         if head == "neg":
             return self.add([], x, -1.0)
+        if head == "stop_gradient":
+            raise SeveralGaussians  # its value and its derivative are those of different functions
         if head in ("copy", "copy_p", "name", "reduce_precision") or (
             head == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.floating)
         ):

@@ -97,8 +97,12 @@ class Side:
         for a in e[2:]:
             self._primitives(a, seen)
 
-    def value(self, samples: dict[Node, Any], arrays: list[Any], dtype: Any) -> Any:
-        """The node at samples of its bases (N, *their axes): an array (N, *its axes)."""
+    def value(self, samples: dict[Node, Any], arrays: list[Any], dtype: Any, detach: bool) -> Any:
+        """The node at samples of its bases (N, *their axes): an array (N, *its axes).
+
+        `detach`: whether `stop_gradient` stops gradients, as it does for the parameters of the network; the values
+        themselves depend on everything.
+        """
         known = {id(old): new for old, new in zip(self.arrays, arrays, strict=True)}
         memo: dict[Node, Any] = {}
 
@@ -129,7 +133,7 @@ class Side:
                 full = np.broadcast_shapes(x.operand.shape, np.shape(x.coef) if x.coef is not None else ())
                 return weighted_sum(coef, of(x.operand), k, full[len(full) - k :])
             assert isinstance(x, Pointwise)
-            return evaluated(x.expr, [of(a) for a in x.args], [array(c) for c in x.coefs])
+            return evaluated(x.expr, [of(a) for a in x.args], [array(c) for c in x.coefs], detach)
 
         def first(term: Any) -> Any:
             c, t = term
@@ -138,13 +142,15 @@ class Side:
         return jnp.asarray(of(self.node), dtype)
 
 
-def evaluated(e: Any, args: list[Any], coefs: list[Any]) -> Any:
+def evaluated(e: Any, args: list[Any], coefs: list[Any], detach: bool) -> Any:
     """An expression at the values of its arguments and coefficients; shared parts once."""
     memo: dict[int, Any] = {}
 
     def of(e: Any) -> Any:
         if e[0] in ("v", "c", "n"):
             return args[e[1]] if e[0] == "v" else coefs[e[1]] if e[0] == "c" else e[1]
+        if e[0] == "stop_gradient" and not detach:
+            return of(e[2])
         if id(e) not in memo:
             memo[id(e)] = bind(e[0], e[1], [of(a) for a in e[2:]])
         return memo[id(e)]
@@ -315,7 +321,7 @@ class _Pair:
         used = self.left.primitives | self.right.primitives
         self.jumps, self.kinks = bool(used & JUMPS), bool(used & KINKS)
 
-    def side(self, number: int, z: tuple[Any, Any], arrays: list[Any]) -> Any:
+    def side(self, number: int, z: tuple[Any, Any], arrays: list[Any], detach: bool = False) -> Any:
         """Y, or Y', at samples (N, *batch, D) of the coordinates of the two layouts."""
         side = (self.left, self.right)[number]
         samples = {}
@@ -323,7 +329,7 @@ class _Pair:
             k = 0 if base in self.one.place else 1
             layout = (self.one, self.two)[k]
             samples[base] = layout.sample(base, z[k], int(self.starts[k][layout.place[base][0]]))
-        return side.value(samples, arrays, self.dtype)
+        return side.value(samples, arrays, self.dtype, detach)
 
     def draw(self, xi: Any, A: Any) -> tuple[Any, Any]:
         """(u, v) for points (n, 2 m), each used with its halves exchanged as well."""
@@ -389,8 +395,8 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
 
         def f(xi: Any) -> Any:
             u, v = pair.draw(xi, A)
-            y, gy = _gradient(lambda u: pair.side(0, (u, v), left), u)
-            w, gw = _gradient(lambda v: pair.side(1, (u, v), right), v)
+            y, gy = _gradient(lambda u: pair.side(0, (u, v), left, True), u)
+            w, gw = _gradient(lambda v: pair.side(1, (u, v), right, True), v)
             axes = list(range(y.ndim))
             k, l = y.ndim, y.ndim + 1
             slope = _summed([(gy, [*axes, k]), (dC, [*axes[1:], k, l]), (gw, [*axes, l])], axes[1:]) / len(u)

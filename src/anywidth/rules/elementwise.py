@@ -77,17 +77,14 @@ def scaling(it: Interpreter, x: Value, **params: Any) -> Value:
         if name == "convert_element_type" and not jnp.issubdtype(params["new_dtype"], jnp.inexact) and x.power != 0:
             raise NoLimitError(f"a number that grows like n^{x.power} is converted to an integer")
         return Det(_bind(it, params, [x.val]), x.power, x.shape, zero=x.zero, **noise)
+    if name == "is_finite" and isinstance(x, Ket):
+        return _truth(x, True)
     if name in LINEAR:
         if name == "convert_element_type" and not jnp.issubdtype(params["new_dtype"], jnp.floating):
             raise UnsupportedError("random vectors are converted to integers")
         return x
     if name == "neg":
         return it.scale(Det(np.asarray(-1.0), ZERO_POWER, ()), x)
-    if name == "stop_gradient":
-        raise UnsupportedError(
-            "stop_gradient is applied to random vectors: the NTK of a network with detached branches is not what is "
-            "computed here. Remove it"
-        )
     power = Fraction(x.power * SCALES[name])
     return it.pointwise(name, params, [x], power)
 
@@ -230,11 +227,18 @@ def compare(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
         return Det(
             val, ZERO_POWER if name in COMPARE else top, _shape([x, y]), zero=name not in COMPARE and x.zero and y.zero
         )
+    if isinstance(x, Ket) and isinstance(y, Ket) and x.node is y.node and x.layout == y.layout and name in COMPARE:
+        return _truth(x, name in ("eq", "le", "ge"))
     values = [x, y]
     powers = {v.power for v in values if not (isinstance(v, Det) and v.zero)}
     if len(powers) > 1:
         raise NoLimitError(f"'{name}' compares quantities of different orders, n^{max(powers)} and n^{min(powers)}")
     return it.pointwise(name, {}, values, ZERO_POWER if name in COMPARE else powers.pop() if powers else ZERO_POWER)
+
+
+def _truth(x: Ket, value: bool) -> Det:
+    shape = x.shape
+    return Det(np.full([1 if is_wide(s) else int(s) for s in shape], value), ZERO_POWER, shape)  # type: ignore[arg-type]
 
 
 @register("select_n")

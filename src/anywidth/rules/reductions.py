@@ -14,6 +14,7 @@ from jax import lax
 from anywidth.errors import UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.kets import ViewMap
+from anywidth.rules.linear import reread
 from anywidth.rules.products import lengths_of, number, readout_of_product, summed_node
 from anywidth.trace import affine, is_wide
 from anywidth.values import Ax, Det, Ket, Value, Wide, standard, trivial_sizes
@@ -79,10 +80,22 @@ def reduce_max(it: Interpreter, x: Value, axes: Sequence[int], **params: Any) ->
         return Det(val, x.power if name in ("reduce_max", "reduce_min") else Fraction(0), keep, zero=x.zero)
     if any(is_wide(x.shape[a]) for a in axes):
         raise UnsupportedError(f"'{name}' over the width: the extreme of n numbers has no limit of this kind")
-    raise UnsupportedError(
-        f"'{name}' over an axis of random vectors (max pooling) is a function of several correlated Gaussians, which "
-        "anywidth cannot integrate yet"
-    )
+    if name not in ("reduce_max", "reduce_min"):
+        raise UnsupportedError(f"'{name}' over an axis of random vectors has no rule: its values are whole numbers")
+    # the entries along the axes, two at a time
+    parts = [x]
+    for axis in sorted((int(a) for a in axes), reverse=True):
+        parts = [entry(it, p, axis, i) for p in parts for i in range(int(x.shape[axis]))]  # type: ignore[call-overload]
+    while len(parts) > 1:
+        pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
+        parts = [it.pointwise(name[7:], {}, pair, x.power) if len(pair) == 2 else pair[0] for pair in pairs]
+    return parts[0]
+
+
+def entry(it: Interpreter, x: Value, axis: int, i: int) -> Value:
+    """x[..., i, ...]: one entry along a finite axis."""
+    y = reread(it, x, axis, np.array([i]), 1)
+    return y.relaid((*y.layout[:axis], *y.layout[axis + 1 :]))
 
 
 @register("reduce_precision")
