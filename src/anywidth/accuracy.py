@@ -141,7 +141,7 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
 
 def _key(x: Any, y: Any) -> Any:
     leaves, tree = jax.tree.flatten((x, y))
-    return tree, tuple((tuple(a.shape), np.dtype(a.dtype)) for a in leaves), bool(jax.config.jax_enable_x64)
+    return tree, tuple((tuple(a.shape), np.dtype(a.dtype)) for a in leaves), bool(getattr(jax.config, "jax_enable_x64"))  # noqa: B009
 
 
 def _excess(error: Any, value: Any, scale: list[float] | None = None) -> float:

@@ -1,67 +1,86 @@
 """Fact 3: the expectation of a product of coordinatewise functions, by the most exact method that applies.
 
-Both sides are brought to normal form (`expr.py`), a sum of monomials, and the Gaussians of a pair of monomials
-are grouped by dependence. A product of independent groups factorises. A group of one Gaussian is a mean; of one
-on each side, a closed form (`closed.py`) or quadrature (`quadrature.py`); powers of any number of Gaussians
-follow by Isserlis' theorem; a batch normaliser goes to `normalised.py`. Anything else is sampled (`sampled.py`).
+Both sides are brought to normal form (`atoms.py`), a sum of products of functions of one Gaussian each and of
+functions of several (`Joint`). The factors of a pair of such products are grouped by dependence, and independent groups
+factorise. A group of one Gaussian is a mean; of one on each side, a closed form (`closed.py`) or quadrature
+(`quadrature.py`); powers of any number of Gaussians follow by Isserlis' theorem; a batch normaliser goes to `batch.py`.
+Any other group, and no more than that, is sampled (`sampled.py`); where many would have to be, the whole is sampled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
-from anywidth.expect import closed, normalised, quadrature, sampled
-from anywidth.expr import (
+from anywidth.expect import batch, closed, quadrature, sampled
+from anywidth.expect.atoms import (
     IDENTITY,
     Generic,
+    Joint,
     Mono,
-    Normaliser,
     SeveralGaussians,
     as_function,
     atom_product,
+    discontinuous,
     jumps,
     known,
     monomial,
     times,
 )
-from anywidth.kets import Const, Contract, Node, Pointwise, Product, View, ViewMap, expand
+from anywidth.expect.forms import Normaliser
+from anywidth.expr import substituted, variables
+from anywidth.kets import Const, Contract, Node, Pointwise, Product, Sum, View
+
+FEW_SAMPLED = 6  # so many groups are sampled one by one
+MOST_SLOTS = 10  # the highest degree of a moment by Isserlis' theorem
 
 
 def expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
     """E[Z^a Z^b] of two nodes of which at least one is a coordinatewise function."""
     from anywidth.inner import ZERO, add
 
-    try:
-        (left, left_args), (right, right_args) = forms(gram, a), forms(gram, b)
-        total: Any = ZERO
-        for x in left:
-            for y in right:
-                total = add(total, _pair(gram, x, left_args, y, right_args, eps))
-        return total
-    except SeveralGaussians:
-        return sampled.expectation(gram, a, b, eps)
-    except NoLimitError as e:
-        origin = gram.graph.origin.get(a if isinstance(a, Pointwise) else b)
-        raise e if origin is None or "\n  " in str(e) else NoLimitError(f"{e}.\n  at {origin.line}") from None
+    left, right = forms(gram, a), forms(gram, b)
+    terms = []
+    count = 0
+    for x in left:
+        for y in right:
+            try:
+                term = _Term(gram, (a, b), (x, y), eps)
+            except NoLimitError as e:
+                origin = gram.graph.origin.get(a if isinstance(a, Pointwise) else b)
+                raise e if origin is None or "\n  " in str(e) else NoLimitError(f"{e}.\n  at {origin.line}") from None
+            terms.append(term)
+            count += term.sampled
+            if count > FEW_SAMPLED:
+                return sampled.expectation(gram, a, b, eps)
+    total: Any = ZERO
+    for term in terms:
+        total = add(total, term.value())
+    return total
 
 
-def forms(gram: Any, node: Node) -> tuple[list[Mono], tuple[Node, ...]]:
-    """The normal form of a node and the nodes that its factors speak of."""
+def arguments(node: Node) -> tuple[Node, ...]:
+    """The nodes that the factors of its normal form speak of."""
+    return node.args if isinstance(node, Pointwise) else () if isinstance(node, Const) else (node,)
+
+
+def forms(gram: Any, node: Node) -> list[Mono]:
+    """The normal form of a node."""
     if isinstance(node, Const):
-        return [Mono(node.array, ())], ()
+        return [Mono(node.array, ())]
     if not isinstance(node, Pointwise):
-        return [Mono(1.0, ((0, IDENTITY),))], (node,)
+        return [Mono(1.0, ((0, IDENTITY),))]
     key = ("form", node)
     table = gram.graph.table
     if key not in table:
         small = frozenset(i for i, x in enumerate(node.args) if _no_variance(x))
         opaque = frozenset(i for i, x in enumerate(node.args) if not x.gaussian)
         table[key] = Normaliser(node.coefs, small, opaque).form(node.expr)
-    return table[key], node.args
+    return table[key]
 
 
 def _no_variance(node: Node) -> bool:
@@ -82,29 +101,182 @@ class SeveralError(UnsupportedError):
         self.node = node
 
 
-def _pair(gram: Any, x: Mono, xs: tuple[Node, ...], y: Mono, ys: tuple[Node, ...], eps: bool) -> Any:
-    from anywidth.inner import ZERO, scaled
+class _Item:
+    """A factor: an atom of one node, a normaliser, or a function of several nodes."""
 
-    coef = times(x.coef, y.coef)
-    if x.norm is not None or y.norm is not None:
-        return scaled(coef, _normalised(gram, x, xs, y, ys, eps))
-    variables = [(0, xs[i], atom) for i, atom in x.factors] + [(1, ys[i], atom) for i, atom in y.factors]
-    if any(not node.gaussian for _, node, _ in variables):
-        raise SeveralGaussians
-    n = len(variables)
-    frozen = [jumps(atom) for _, _, atom in variables]  # a jump has derivative zero almost everywhere
-    cov: dict[tuple[int, int], Any] = {}
-    for i in range(n):
-        for j in range(i + 1, n):
-            cross = variables[i][0] != variables[j][0]
-            cov[i, j] = gram(variables[i][1], variables[j][1], eps and cross and not frozen[i] and not frozen[j])
-    total: Any = coef
-    for group in _groups(n, cov):
-        value = _group(gram, [variables[i] for i in group], lambda i, j, g=group: cov[g[i], g[j]])
-        if value is ZERO:
+    def __init__(self, gram: Any, side: int, what: Any, nodes: tuple[Node, ...], numbers: tuple[int, ...]) -> None:
+        self.side, self.what, self.nodes, self.numbers = side, what, nodes, numbers
+        self.simple = not isinstance(what, Joint | batch.Norm) and nodes[0].gaussian
+        self.tops = frozenset().union(*(_tops(gram.graph, n) for n in nodes))
+        # a jump has derivative zero almost everywhere
+        self.frozen = self.simple and jumps(what)
+
+
+class _Term:
+    """A pair of monomials: its factors in independent groups."""
+
+    def __init__(self, gram: Any, nodes: tuple[Node, Node], monos: tuple[Mono, Mono], eps: bool) -> None:
+        self.gram, self.nodes, self.eps = gram, nodes, eps
+        self.coef = times(monos[0].coef, monos[1].coef)
+        self.monos = monos
+        self.exact: Any = None  # of batch norm
+        self.groups: list[tuple[list[_Item], Any]] = []
+        if (monos[0].norm or monos[1].norm) and not (monos[0].joints or monos[1].joints):
+            try:
+                args = arguments(nodes[0]), arguments(nodes[1])
+                self.exact = batch.expectation(gram, monos[0], args[0], monos[1], args[1], eps)
+                return
+            except SeveralGaussians:
+                pass
+        items = [item for side in (0, 1) for item in self._items(side)]
+        cov: dict[tuple[int, int], Any] = {}
+        for i, x in enumerate(items):
+            for j in range(i + 1, len(items)):
+                cov[i, j] = self._dependence(x, items[j])
+        for group in _groups(len(items), cov):
+            members = [items[i] for i in group]
+            self.groups.append((members, lambda i, j, g=group: cov[g[i], g[j]]))
+
+    def _items(self, side: int) -> list[_Item]:
+        mono, args = self.monos[side], arguments(self.nodes[side])
+        new = lambda what, numbers: _Item(self.gram, side, what, tuple(args[i] for i in numbers), numbers)  # noqa: E731
+        out = [new(atom, (i,)) for i, atom in mono.factors]
+        if mono.norm is not None:
+            out.append(new(mono.norm, (mono.norm.argument,)))
+        return out + [new(j, tuple(sorted(variables(j.expr)))) for j in mono.joints]
+
+    def _dependence(self, x: _Item, y: _Item) -> Any:
+        """The covariance, or None of factors that depend on each other in another way."""
+        from anywidth.inner import ZERO
+
+        eps = self.eps and x.side != y.side
+        if x.simple and y.simple:
+            return self.gram(x.nodes[0], y.nodes[0], eps and not x.frozen and not y.frozen)
+        if not (x.tops & y.tops) and None not in x.tops | y.tops:
             return ZERO
-        total = value if known(total) and float(total) == 1.0 else total * value
-    return total
+        if all(n.gaussian for n in (*x.nodes, *y.nodes)):
+            independent = all(self.gram(u, v, eps) is ZERO for u in x.nodes for v in y.nodes)
+            return ZERO if independent else None
+        return None
+
+    @property
+    def sampled(self) -> int:
+        """How many of the groups have to be sampled."""
+        return sum(not _integrable(members) for members, _ in self.groups)
+
+    def value(self) -> Any:
+        from anywidth.inner import ZERO, scaled
+
+        if self.exact is not None:
+            return scaled(self.coef, self.exact)
+        total: Any = self.coef
+        for members, cov in self.groups:
+            if _integrable(members):
+                value = _group(self.gram, [(m.side, m.nodes[0], m.what) for m in members], cov)
+            else:
+                value = self._sample(members)
+            if value is ZERO:
+                return ZERO
+            total = value if known(total) and float(total) == 1.0 else total * value
+        return total
+
+    def _sample(self, members: list[_Item]) -> Any:
+        left, right = (self._product(side, [m for m in members if m.side == side]) for side in (0, 1))
+        compute = lambda: sampled.expectation(self.gram, left, right, self.eps)  # noqa: E731
+        return _remembered(self.gram, ("sampled", left, right, self.eps), compute)
+
+    def _product(self, side: int, members: list[_Item]) -> Node:
+        """The product of some factors of one side, as a node."""
+        graph, node = self.gram.graph, self.nodes[side]
+        if not members:
+            return graph.const(np.ones((1,) * node.rank))
+        args: list[Node] = []
+        coefs = list(node.coefs) if isinstance(node, Pointwise) else []
+
+        def variable(x: Node) -> Any:
+            if x not in args:
+                args.append(x)
+            return ("v", args.index(x))
+
+        def coefficient(c: Any) -> Any:
+            if isinstance(c, float | int):
+                return ("n", float(c))
+            coefs.append(c if np.ndim(c) == node.rank else jnp.reshape(c, (1,) * node.rank))
+            return ("c", len(coefs) - 1)
+
+        factors = []
+        for m in members:
+            if isinstance(m.what, Joint):
+                places = {i: variable(x) for i, x in zip(m.numbers, m.nodes, strict=True)}
+                factors.append(substituted(m.what.expr, places, None))
+            elif isinstance(m.what, batch.Norm):
+                power = -m.what.s / 2
+                call = ("call", (_Normaliser(power), "smooth"), variable(m.nodes[0]))
+                factors.append((*call, coefficient(m.what.alpha), coefficient(m.what.eps)))
+            elif m.what is IDENTITY:
+                factors.append(variable(m.nodes[0]))
+            else:
+                f, cs, breaks = as_function(m.what)
+                how = "jump" if discontinuous(m.what) else "kink" if breaks else "smooth"
+                factors.append(("call", (f, how), variable(m.nodes[0]), *(coefficient(c) for c in cs)))
+        e = factors[0]
+        for factor in factors[1:]:
+            e = ("mul", (), e, factor)
+        if e[0] == "v":
+            return args[0]
+        out = graph.pointwise(e, args, coefs)
+        graph.origin[out] = graph.origin.get(node, graph.current)
+        return out
+
+
+class _Normaliser:
+    """r -> (alpha r + eps)^power."""
+
+    def __init__(self, power: float) -> None:
+        self.power = power
+
+    def __call__(self, r: Any, alpha: Any, eps: Any) -> Any:
+        return (alpha * r + eps) ** self.power
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Normaliser) and other.power == self.power
+
+    def __hash__(self) -> int:
+        return hash(self.power)
+
+
+def _remembered(gram: Any, key: Hashable, compute: Callable[[], Any]) -> Any:
+    if key in gram.memo:
+        return gram.memo[key]
+    value = compute()
+    if not gram.sealed:
+        gram.memo[key] = value
+    return value
+
+
+def _tops(graph: Any, node: Node) -> frozenset[Any]:
+    """The parameters whose products a node is a function of; None among them for what is not known."""
+    key = ("tops", node)
+    if key not in graph.table:
+        if isinstance(node, Product):
+            row = None if node.row is None else (node.row.offset, node.row.size)
+            graph.table[key] = frozenset({(node.leaf, row)})
+        else:
+            children = _children(node)
+            graph.table[key] = frozenset({None}) if children is None else frozenset().union(
+                *(_tops(graph, c) for c in children)
+            )  # fmt: skip
+    return graph.table[key]
+
+
+def _children(node: Node) -> tuple[Node, ...] | None:
+    if isinstance(node, Sum):
+        return tuple(t for _, t in node.terms)
+    if isinstance(node, View | Contract):
+        return (node.operand,)
+    if isinstance(node, Pointwise):
+        return node.args
+    return () if isinstance(node, Const) else None
 
 
 def _groups(n: int, cov: dict[tuple[int, int], Any]) -> list[list[int]]:
@@ -118,6 +290,17 @@ def _groups(n: int, cov: dict[tuple[int, int], Any]) -> list[list[int]]:
                 gi |= gj
                 groups.remove(gj)
     return [sorted(g) for g in groups]
+
+
+def _integrable(members: list[_Item]) -> bool:
+    """Whether `_group` has a rule for such factors."""
+    if not all(m.simple for m in members):
+        return False
+    if len(members) <= 2 and (len(members) == 1 or members[0].side != members[1].side):
+        return True
+    if len(members) == 2 and members[0].nodes[0] is members[1].nodes[0]:
+        return True
+    return all(monomial(m.what) for m in members) and sum(m.what.k for m in members) <= MOST_SLOTS
 
 
 def _group(gram: Any, variables: list[Any], cov: Any) -> Any:
@@ -135,9 +318,7 @@ def _group(gram: Any, variables: list[Any], cov: Any) -> Any:
             return times(f.plus * g.plus, cov(0, 1))
         q1, q2 = _variance(gram, u), _variance(gram, v)
         return _univariate(f, g, q1, q2, cov(0, 1))
-    if all(monomial(atom) for _, _, atom in variables):
-        return _isserlis(gram, variables, cov)
-    raise SeveralGaussians
+    return _isserlis(gram, variables, cov)
 
 
 def _variance(gram: Any, u: Node) -> Any:
@@ -180,8 +361,6 @@ def _isserlis(gram: Any, variables: list[Any], cov: Any) -> Any:
     from anywidth.inner import ZERO, add
 
     slots = [i for i, (_, _, atom) in enumerate(variables) for _ in range(atom.k)]
-    if len(slots) > 10:
-        raise SeveralGaussians
 
     def entry(i: int, j: int) -> Any:
         return gram(variables[i][1], variables[i][1]) if i == j else cov(min(i, j), max(i, j))
@@ -206,232 +385,4 @@ def _isserlis(gram: Any, variables: list[Any], cov: Any) -> Any:
     return value if value is ZERO else value * scale
 
 
-# --- batch normalisation ------------------------------------------------------------------------------
-
-
-def _normalised(gram: Any, x: Mono, xs: tuple[Node, ...], y: Mono, ys: tuple[Node, ...], eps: bool) -> Any:
-    """E[f(g_i) r^(-s/2) h(g'_j) r'^(-t/2)] where r is a sum of squares over a finite axis of which g is a part."""
-    from anywidth.inner import ZERO
-
-    if len(x.factors) > 1 or len(y.factors) > 1:
-        raise SeveralGaussians
-    one = closed.Power(0, 1.0, 1.0)
-    fs = x.factors[0][1] if x.factors else one
-    gs = y.factors[0][1] if y.factors else one
-    if not isinstance(fs, closed.Power) or not isinstance(gs, closed.Power):
-        raise SeveralGaussians
-    left = _Batch.of(gram, x, xs)
-    right = _Batch.of(gram, y, ys)
-    if left is None or right is None:
-        return _one_sided(gram, left, right, fs, gs, eps)
-    return left.against(right, fs, gs, eps)
-
-
-def _one_sided(gram: Any, left: Any, right: Any, fs: Any, gs: Any, eps: bool) -> Any:
-    """Only one side is normalised; the other is a constant."""
-    side, f, other, g = (left, fs, right, gs) if left is not None else (right, gs, left, fs)
-    if other is not None or not (monomial(g) and g.k == 0):
-        raise SeveralGaussians
-    return side.mean(f)
-
-
-class _Batch:
-    """g over its batch axis, its normaliser, and where in it the factor stands.
-
-    `base` is the centred Gaussian with its batch axis last; `member` is the factor's own node, a view of the
-    same kets. The pair is computed for the whole batch and then read at the members.
-    """
-
-    def __init__(self, gram: Any, base: Node, member: Node | None, a: Any, norm: Any, size: int) -> None:
-        self.gram, self.base, self.member, self.a, self.norm, self.size = gram, base, member, a, norm, size
-
-    @staticmethod
-    def of(gram: Any, m: Mono, nodes: tuple[Node, ...]) -> _Batch | None:
-        if m.norm is None:
-            if not m.factors:
-                return None
-            raise SeveralGaussians
-        total = nodes[m.norm.argument]
-        while isinstance(total, View):
-            total = gram.graph.push(total)
-        weight: Any = 1.0
-        while not isinstance(total, Contract):
-            if hasattr(total, "terms") and len(total.terms) == 1:
-                weight = times(weight, total.terms[0][0])
-                total = total.terms[0][1]
-                while isinstance(total, View):
-                    total = gram.graph.push(total)
-            else:
-                raise SeveralGaussians
-        if total.contracted != 1 or total.coef is not None:
-            raise SeveralGaussians
-        square = total.operand
-        while isinstance(square, View):
-            square = gram.graph.push(square)
-        form, args = forms(gram, square)
-        if len(form) != 1 or len(form[0].factors) != 1 or form[0].norm is not None:
-            raise SeveralGaussians
-        i, atom = form[0].factors[0]
-        if not monomial(atom) or atom.k != 2:
-            raise SeveralGaussians
-        a = times(times(times(weight, form[0].coef), atom.plus), m.norm.alpha)
-        member = nodes[m.factors[0][0]] if m.factors else None
-        return _Batch(gram, args[i], member, a, m.norm, args[i].shape[-1])
-
-    def _place(self) -> int:
-        """The axis of the member along which it runs through the batch."""
-        member = self.member
-        assert member is not None
-        graph = self.gram.graph
-        inner = graph.view(member, expand(member.rank, 1))
-        for axis in range(member.rank):
-            if member.shape[axis] != self.size:
-                continue
-            entries = list(range(member.rank + 1))
-            entries[axis] = member.rank
-            if _same(graph, graph.view(inner, ViewMap(member.rank + 1, tuple(entries))), self.base):
-                return axis
-        raise SeveralGaussians
-
-    def covariance(self, other: _Batch, eps: bool) -> Any:
-        """(..., B, B') covariances of the two batches."""
-        graph = self.gram.graph
-        rank = self.base.rank - 1
-        u = graph.view(self.base, ViewMap(rank + 2, tuple(range(rank + 1))))
-        v = graph.view(other.base, ViewMap(rank + 2, (*range(rank), rank + 1)))
-        value = self.gram(u, v, eps)
-        from anywidth.inner import ZERO
-
-        lead = np.broadcast_shapes(self.base.shape[:-1], other.base.shape[:-1])
-        shape = (*lead, self.size, other.size)
-        return jnp.zeros(shape) if value is ZERO else jnp.broadcast_to(value, shape)
-
-    def against(self, other: _Batch, f: Any, g: Any, eps: bool) -> Any:
-        same = self.base is other.base
-        s, t = self.norm.s, other.norm.s
-        known_no_eps = _is_zero(self.norm.eps) and _is_zero(other.norm.eps)
-        if eps and known_no_eps and f.k and g.k and min(self.size, other.size) <= 3:
-            raise NoLimitError(
-                f"the NTK of batch normalisation without epsilon is infinite for batches of 3 or fewer (here "
-                f"{min(self.size, other.size)}): 1/sigma^2 has no mean. Add an epsilon to the variance, or use larger batches"
-            )
-        rank = self.base.rank - 1
-        if same:
-            lead = _axes(f, g)
-            value = normalised.normalised_self(
-                *lead,
-                s,
-                t,
-                self.covariance(other, False),
-                _scalar(self.a),
-                _scalar(self.norm.eps),
-                centred=_centred(self),
-            )
-        else:
-            frozen = jumps(f) or jumps(g)
-            value = normalised.normalised_pair(
-                f, g, s, t, self.covariance(self, False), other.covariance(other, False),
-                self.covariance(other, eps and not frozen), _scalar(self.a), _scalar(other.a),
-                _scalar(self.norm.eps), _scalar(other.norm.eps), centred=_centred(self) and _centred(other),
-            )  # fmt: skip
-        # read it at the members: axis `rank` is the left batch, `rank + 1` the right one
-        left = self._place() if self.member is not None else None
-        right = other._place() if other.member is not None else None
-        return _read(value, rank, left, right)
-
-    def mean(self, f: Any) -> Any:
-        value = normalised.normalised_mean(
-            f,
-            self.norm.s,
-            self.covariance(self, False),
-            _scalar(self.a),
-            _scalar(self.norm.eps),
-            centred=_centred(self),
-        )
-        axis = self._place() if self.member is not None else None
-        if axis is None:
-            return value[..., :1][..., 0]
-        return jnp.moveaxis(value, -1, axis).squeeze(self.base.rank - 1) if False else _read_one(value, axis)
-
-
-def _axes(f: Any, g: Any) -> tuple[Any, Any]:
-    return f, g
-
-
-def _centred(batch: _Batch) -> bool:
-    """Whether the kets of the batch sum to zero: a Sum of kets and minus their mean over the batch axis."""
-    return _sums_to_zero(batch.gram.graph, batch.base, batch.size)
-
-
-def _sums_to_zero(graph: Any, node: Node, size: int) -> bool:
-    while isinstance(node, View):
-        node = graph.push(node)
-    if not hasattr(node, "terms") or len(node.terms) != 2:
-        return False
-    (c, x), (d, mean) = node.terms
-    factor = 1.0
-    while not isinstance(mean, Contract):
-        if isinstance(mean, View):
-            mean = graph.push(mean)
-        elif hasattr(mean, "terms") and len(mean.terms) == 1 and known(mean.terms[0][0]):
-            factor, mean = factor * float(mean.terms[0][0]), mean.terms[0][1]
-        else:
-            return False
-    if c is not None or not known(d) or mean.coef is not None or mean.contracted != 1:
-        return False
-    inner = mean.operand
-    rank = node.rank
-    moved = graph.view(x, ViewMap(rank + 1, (*range(rank - 1), rank)))
-    return abs(factor * float(d) * size + 1.0) < 1e-12 * size and _same(graph, moved, inner)
-
-
-def _read_one(value: Any, axis: int) -> Any:
-    rank = value.ndim - 1
-    out = jnp.moveaxis(value, -1, axis)  # the batch axis stands where the member has it; the lead has a one there
-    return out.squeeze(axis + 1) if axis + 1 <= rank and out.shape[axis + 1] == 1 else out
-
-
-def _read(value: Any, rank: int, left: int | None, right: int | None) -> Any:
-    """(lead..., B, B') read along the members' axes: lead has ones there."""
-    if left is None:
-        value = value[..., :1, :]
-    if right is None:
-        value = value[..., :, :1]
-    if left is not None and left == right:
-        value = jnp.diagonal(value, axis1=-2, axis2=-1)[..., None]
-        value = jnp.moveaxis(value, -2, left).squeeze(left + 1)[..., 0]
-        return value
-    if left is not None:
-        value = jnp.swapaxes(value, left, rank)
-    if right is not None:
-        value = jnp.swapaxes(value, right, rank + 1)
-    return value.reshape(value.shape[:rank])
-
-
-def _scalar(x: Any) -> Any:
-    return float(x) if known(x) else jnp.asarray(x).reshape(()) if np.size(x) == 1 else _raise()
-
-
-def _raise() -> Any:
-    raise SeveralGaussians
-
-
-def _is_zero(x: Any) -> bool:
-    return known(x) and float(x) == 0.0
-
-
-def _same(graph: Any, x: Node, y: Node) -> bool:
-    """The same kets, however the views on them are written."""
-    for _ in range(64):
-        if x is y:
-            return True
-        if isinstance(x, View):
-            x = graph.push(x)
-        elif isinstance(y, View):
-            y = graph.push(y)
-        else:
-            return False
-    return False
-
-
-__all__ = ["SeveralError", "expectation", "NeedsUnroll"]
+__all__ = ["NeedsUnroll", "SeveralError", "expectation"]

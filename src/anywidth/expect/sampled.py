@@ -4,13 +4,11 @@ The Gaussian nodes below both sides are collected, with their joint covariance S
 both sides are evaluated at (u, v) = S^(1/2) xi with low-discrepancy normal points xi (`points.py`), and the product is
 averaged. Axes of the request are axes of a batch of such expectations, each with a covariance of its own; contracted
 axes are further coordinates. Where the entries along an axis are mostly functions of the same Gaussians (batch
-normalisation), the whole axis is sampled jointly instead (`_Layout`).
+normalisation), the whole axis is sampled jointly instead (`_Layout`). Exchanging the sides exchanges the halves of xi, so
+every point is used twice, with its halves exchanged: the estimate is exactly symmetric.
 
-Exchanging the sides exchanges the halves of xi, so every point is used twice, with its halves exchanged: the estimate is
-exactly symmetric.
-
-**Derivatives.** In C by Price's theorem, dE = sum_kl E[d_k Y d_l Y'] dC_kl, with one gradient of each side a sample: this
-is what the NTK asks for, and it is finite at coinciding inputs. In everything else along the path, through the root
+**Derivatives.** In C by Price's theorem, dE = sum_kl E[d_k Y d_l Y'] dC_kl, with one gradient of each side a sample:
+this is what the NTK asks for, and it is finite at coinciding inputs. In everything else along the path, through the root
 (`roots.py`). The latter is right for functions with kinks and wrong for functions with jumps, for which it is refused;
 the former is the almost-everywhere derivative, the convention of every NTK.
 """
@@ -29,11 +27,9 @@ from anywidth.errors import NeedsUnroll, UnsupportedError
 from anywidth.expect.numerics import is_zero
 from anywidth.expect.roots import root
 from anywidth.expect.sampler import Sampler, average, chunk_of
-from anywidth.expr import bind
+from anywidth.expr import JUMPS, KINKED, LEAVES, evaluated
 from anywidth.kets import Const, Contract, Node, Pointwise, Sum, View, ViewMap
 
-JUMPS = {"sign", "floor", "ceil", "round", "gt", "ge", "lt", "le", "eq", "ne", "select_n", "is_finite", "rem"}
-KINKS = JUMPS | {"max", "min", "abs", "clamp"}
 LARGEST = 1024  # dimensions that are sampled jointly
 
 
@@ -90,10 +86,10 @@ class Side:
             self.arrays.append(a)
 
     def _primitives(self, e: Any, seen: set[int]) -> None:
-        if e[0] in ("v", "c", "n") or id(e) in seen:
+        if e[0] in LEAVES or id(e) in seen:
             return
         seen.add(id(e))
-        self.primitives.add(e[0])
+        self.primitives.add(e[1][1] if e[0] == "call" else e[0])
         for a in e[2:]:
             self._primitives(a, seen)
 
@@ -140,22 +136,6 @@ class Side:
             return of(t) if c is None else array(c) * of(t)
 
         return jnp.asarray(of(self.node), dtype)
-
-
-def evaluated(e: Any, args: list[Any], coefs: list[Any], detach: bool) -> Any:
-    """An expression at the values of its arguments and coefficients; shared parts once."""
-    memo: dict[int, Any] = {}
-
-    def of(e: Any) -> Any:
-        if e[0] in ("v", "c", "n"):
-            return args[e[1]] if e[0] == "v" else coefs[e[1]] if e[0] == "c" else e[1]
-        if e[0] == "stop_gradient" and not detach:
-            return of(e[2])
-        if id(e) not in memo:
-            memo[id(e)] = bind(e[0], e[1], [of(a) for a in e[2:]])
-        return memo[id(e)]
-
-    return of(e)
 
 
 # --- which coordinates are sampled together ---------------------------------------------------------------
@@ -319,7 +299,7 @@ class _Pair:
         self.starts = [np.cumsum([0] + [x.size(i) for i in range(len(x.blocks))]) for x in (self.one, self.two)]
         self.sizes = [int(s[-1]) for s in self.starts]
         used = self.left.primitives | self.right.primitives
-        self.jumps, self.kinks = bool(used & JUMPS), bool(used & KINKS)
+        self.jumps, self.kinks = bool(used & {"jump", *JUMPS}), bool(used & {"jump", "kink", *KINKED})
 
     def side(self, number: int, z: tuple[Any, Any], arrays: list[Any], detach: bool = False) -> Any:
         """Y, or Y', at samples (N, *batch, D) of the coordinates of the two layouts."""
@@ -474,8 +454,8 @@ def _gradient(f: Any, z: Any) -> tuple[Any, Any]:
     if not joint:
         return y, pull(jnp.ones_like(y))[0]
     count = int(np.prod(sizes))
-    basis = np.eye(count).reshape((count, *(y.shape[i] if i in joint else 1 for i in range(y.ndim))))
-    basis = jnp.broadcast_to(jnp.asarray(basis, y.dtype), (count, *y.shape))
+    eye = np.eye(count).reshape((count, *(y.shape[i] if i in joint else 1 for i in range(y.ndim))))
+    basis = jnp.broadcast_to(jnp.asarray(eye, y.dtype), (count, *y.shape))
     g = jax.vmap(lambda c: pull(c)[0])(basis)  # (count, n, *batch, d)
     g = g.reshape(*sizes, *g.shape[1:])
     k = len(joint)

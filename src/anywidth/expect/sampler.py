@@ -24,7 +24,7 @@ from anywidth.expect.points import Digits, digits, normals
 __all__ = ["LEAST", "RANDOMISATIONS", "Sampler", "average", "chunk_of"]
 
 RANDOMISATIONS = 16  # so many that three standard errors are exceeded in less than one case of a hundred
-LEAST = 256  # points of a randomisation
+LEAST = 1024  # points of a randomisation
 
 
 @dataclass(eq=False)
