@@ -511,31 +511,6 @@ def batch_norm_of_three_without_epsilon():
     return init, apply
 
 
-# ---- Functions of several correlated Gaussians ------------------------------------------------------------
-
-
-@refused("unsupported", "several|gaussians|reduce_max|max", x=sx, y=sy)
-def max_over_tokens():
-    def apply(p, x):
-        n = p["W"].shape[0]
-        h = jnp.einsum("ij,tj->ti", p["W"], jax.nn.relu(x @ p["U"].T)) / jnp.sqrt(n)
-        pooled = jnp.max(h, axis=0)  # <- guilty
-        return p["v"] @ pooled / jnp.sqrt(n)
-
-    return _mlp, apply
-
-
-@refused("unsupported", "several|gaussians|reduce_max|max", x=sx, y=sy)
-def softmax_over_tokens_of_each_coordinate():
-    def apply(p, x):
-        n = p["W"].shape[0]
-        h = jax.nn.relu(x @ p["U"].T) @ p["W"].T / jnp.sqrt(n)
-        pooled = jnp.sum(jax.nn.softmax(h, axis=0) * h, axis=0)  # <- guilty
-        return p["v"] @ pooled / jnp.sqrt(n)
-
-    return _mlp, apply
-
-
 # ---- Primitives without a meaning on a ket ----------------------------------------------------------------
 
 

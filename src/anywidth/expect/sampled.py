@@ -30,7 +30,7 @@ from anywidth.expect.sampler import Sampler, average, chunk_of
 from anywidth.expr import JUMPS, KINKED, LEAVES, evaluated
 from anywidth.kets import Const, Contract, Node, Pointwise, Sum, View, ViewMap
 
-LARGEST = 1024  # dimensions that are sampled jointly
+LARGEST = 256  # dimensions that are sampled jointly
 
 
 # --- evaluation on samples --------------------------------------------------------------------------------
@@ -234,7 +234,13 @@ def _layouts(graph: Any, left: Side, right: Side) -> tuple[_Layout, _Layout, tup
         if dimension <= LARGEST and (best is None or cost < best[0]):
             best = cost, layouts, batch
     if best is None:
-        raise UnsupportedError(f"a function of more than {LARGEST} correlated Gaussians has to be sampled")
+        from anywidth.expect.choose import SeveralError
+
+        raise SeveralError(
+            a if isinstance(a, Pointwise) else b,
+            f"this is a function of more than {LARGEST} correlated Gaussians (in both copies of the network), which is more "
+            "than anywidth samples",
+        )
     return (*best[1], best[2])
 
 
