@@ -23,7 +23,7 @@ from anywidth.claims import Claims
 from anywidth.evaluate import transposed
 from anywidth.plan import Tile
 from anywidth.progress import Advance
-from anywidth.store import CLAIMS, Header, arrays, create, fill_value, read_header
+from anywidth.store import CLAIMS, Header, arrays, create, fill_value, flush, read_header
 
 __all__ = ["QUEUE", "GramStore"]
 
@@ -174,7 +174,7 @@ class GramStore:
                 _all(file, memoryview(_checksum(chunk)))
                 os.fsync(file.fileno())
             os.replace(temporary, target)
-            _flush(target.parent)
+            flush(target.parent)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -202,16 +202,6 @@ class GramStore:
 def _all(file: Any, data: Any) -> None:
     while len(data):
         data = data[file.write(data) :]
-
-
-def _flush(directory: Path) -> None:
-    """The names in a directory to the disk, where there is such a thing."""
-    if os.name == "posix":
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _checksum(data: Any) -> bytes:

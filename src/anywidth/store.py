@@ -22,7 +22,7 @@ import numpy as np
 from anywidth.errors import StoreError
 from anywidth.memory import readable
 
-__all__ = ["CLAIMS", "Header", "arrays", "count", "create", "fill_value", "open_gram", "read_header"]
+__all__ = ["CLAIMS", "Header", "arrays", "count", "create", "fill_value", "flush", "open_gram", "read_header"]
 
 CLAIMS = ".claims"  # a file to lock, in the directory of the first array
 _KEY = "anywidth"
@@ -132,14 +132,17 @@ def create(path: Path, header: Header) -> None:
     from zarr.codecs import Crc32cCodec
 
     parent = path.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_created(path, error) from None
     for left in parent.glob(f".{path.name}.*.new"):  # by a process that was killed here
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > 3600:
                 shutil.rmtree(left, ignore_errors=True)
     temporary = parent / f".{path.name}.{uuid.uuid4().hex}.new"
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         attributes = {
             _KEY: {
                 "identity": dict(header.identity),
@@ -164,13 +167,31 @@ def create(path: Path, header: Header) -> None:
                 dimension_names=["x", "y", *[f"output_{k}" for k in range(len(shape) - 2)]],
             )
         (temporary / next(iter(header.arrays)) / CLAIMS).touch()
+        for directory, _, files in os.walk(temporary):
+            for name in (*files, "."):
+                flush(Path(directory) / name)
         os.rename(temporary, path)
+        flush(parent)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and read_header(path) is not None:
             return  # another process was faster
-        raise
+        raise _not_created(path, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _not_created(path: Path, error: OSError) -> OSError:
+    return OSError(error.errno, f"the store cannot be created: {error.strerror}", str(path))
+
+
+def flush(path: Path) -> None:
+    """A file, or the names in a directory, to the disk, where there is such a thing."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _room(path: Path, header: Header) -> None:
