@@ -1,5 +1,6 @@
 """Gram matrices on disk: the same numbers as in memory, whatever happens on the way."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import anywidth as aw
-from anywidth import filling, tiles
+from anywidth import evaluate, filling, tiles
 from anywidth import store as store_module
 from anywidth.claims import Claims
 from anywidth.zoo import mlp
@@ -138,6 +139,13 @@ def test_a_damaged_tile_is_found_and_computed_again(tmp_path, monkeypatch, damag
     aw.gram(aw.ntk(NET), POINTS, store=path)
     assert [tile.index for tile in calls] == [(0, 1)]
     assert chunks(path) == whole
+
+
+def test_a_pair_of_shapes_is_compiled_once(tmp_path):
+    evaluate._compiled.cache_clear()
+    aw.gram(scalar, LISTED, store=tmp_path / "K.zarr", memory="2 MB")
+    assert zarr.open(tmp_path / "K.zarr").nchunks == 1
+    assert evaluate._compiled.cache_info().misses == 6
 
 
 OTHERS = {
@@ -391,6 +399,20 @@ def test_two_processes_share_one_store(tmp_path):
     assert sum(counts) == 36  # no tile twice
     assert finish(start(whole)) == 36
     assert chunks(both) == chunks(whole)
+
+
+def test_another_process_creates_it_first_with_other_tiles(tmp_path, monkeypatch):
+    create = tiles.create
+
+    def slower(path, header):
+        create(path, dataclasses.replace(header, tile=(40, 40)))
+        create(path, header)
+
+    monkeypatch.setattr(tiles, "create", slower)
+    K = aw.gram(scalar, POINTS, store=tmp_path / "K.zarr")
+    assert K.chunks == (40, 40)
+    np.testing.assert_allclose(K[...], aw.gram(scalar, POINTS), rtol=1e-13)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["K.zarr"]
 
 
 def test_claims_exclude_other_processes_and_die_with_them(tmp_path):

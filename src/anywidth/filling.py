@@ -22,8 +22,8 @@ import numpy as np
 from anywidth.claims import Claims
 from anywidth.evaluate import transposed
 from anywidth.plan import Tile
-from anywidth.progress import Advance
-from anywidth.store import CLAIMS, Header, arrays, create, fill_value, flush, read_header
+from anywidth.progress import Meter
+from anywidth.store import CLAIMS, Header, arrays, fill_value, flush
 
 __all__ = ["QUEUE", "GramStore"]
 
@@ -35,18 +35,15 @@ class GramStore:
     """A store being filled. A context manager: leaving it waits for what is being written.
 
     Args:
-        path: the directory.
-        header: what it must hold; it is created if there is nothing.
+        path: its directory.
+        header: what it holds.
 
     Raises:
-        StoreError: if something else is there.
-        OSError: if it cannot be written to, or the disk has not enough room.
+        BlockingIOError: if this process is filling it already.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path, self.header = path, header
-        if read_header(path) is None:
-            create(path, header)
         self._roots = {name: path / name for name in header.arrays}
         self._claims: Claims | None
         try:
@@ -81,7 +78,7 @@ class GramStore:
         """The arrays by name, opened for reading."""
         return arrays(self.path, self.header)
 
-    def todo(self, tiles: Iterable[Tile], advance: Advance) -> Iterator[Tile | None]:
+    def todo(self, tiles: Iterable[Tile], meter: Meter) -> Iterator[Tile | None]:
         """The tiles that are not there, each claimed; None when all that is left is being done by other processes.
 
         Whoever gets None should finish what it has in hand, for others may be waiting for that, and ask again.
@@ -89,7 +86,7 @@ class GramStore:
         busy: deque[Tile] = deque()
         for tile in itertools.chain(tiles, [None]):
             if tile is not None:
-                if (ours := self._take(tile, advance)) is None:
+                if (ours := self._take(tile, meter)) is None:
                     busy.append(tile)
                 elif ours:
                     yield tile
@@ -97,7 +94,7 @@ class GramStore:
             waited = True
             for _ in range(len(busy)):
                 tile = busy.popleft()
-                if (ours := self._take(tile, advance)) is None:
+                if (ours := self._take(tile, meter)) is None:
                     busy.append(tile)
                 else:
                     waited = False
@@ -106,7 +103,7 @@ class GramStore:
             if waited:
                 yield None
 
-    def _take(self, tile: Tile, advance: Advance) -> bool | None:
+    def _take(self, tile: Tile, meter: Meter) -> bool | None:
         """Whether the tile is to be computed, here; None if another process is at it."""
         number = self._number(tile)
         if self._claims is not None and not self._claims.take(number):
@@ -115,7 +112,7 @@ class GramStore:
             if self._claims is not None:
                 self._claims.release(number)
             self.done += 1
-            advance(tile.pairs, found=True)
+            meter.advance(tile.pairs, found=True)
             return False
         if self._claims is None:
             raise PermissionError(
@@ -123,11 +120,11 @@ class GramStore:
             )
         return True
 
-    def put(self, tile: Tile, leaves: Sequence[np.ndarray], advance: Advance) -> None:
+    def put(self, tile: Tile, leaves: Sequence[np.ndarray], meter: Meter) -> None:
         """Write a tile that was claimed, in the background."""
         while len(self._pending) >= QUEUE:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._write_tile, tile, leaves, advance))
+        self._pending.append(self._pool.submit(self._write_tile, tile, leaves, meter))
 
     def idle(self) -> None:
         """Write what is left to write, for others may be waiting for it, and give them time."""
@@ -135,7 +132,7 @@ class GramStore:
             self._pending.popleft().result()
         time.sleep(0.1)
 
-    def _write_tile(self, tile: Tile, leaves: Sequence[np.ndarray], advance: Advance) -> None:
+    def _write_tile(self, tile: Tile, leaves: Sequence[np.ndarray], meter: Meter) -> None:
         try:
             for name, values in zip(self.header.arrays, leaves, strict=True):
                 self._write(name, tile.index, values)
@@ -153,7 +150,7 @@ class GramStore:
         assert self._claims is not None
         self._claims.release(self._number(tile))
         self.done += 1
-        advance(tile.pairs)
+        meter.advance(tile.pairs)
 
     def _write(self, name: str, index: tuple[int, int], values: np.ndarray) -> None:
         shape, dtype = self.header.chunk(name), np.dtype(self.header.arrays[name][1])

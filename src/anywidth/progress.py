@@ -7,42 +7,53 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
-__all__ = ["Advance", "bar"]
+__all__ = ["Meter", "bar"]
 
 _PATIENCE = 0.7  # seconds before anything is drawn: short work leaves the terminal alone
 
 
-class Advance(Protocol):
-    """To be called when a tile of `pairs` pairs is done; `found` if it was there already."""
+class Meter:
+    """Counts tiles, and shows nothing."""
 
-    def __call__(self, pairs: int, found: bool = False) -> None: ...  # noqa: D102
+    def total(self, tiles: int) -> None:
+        """Say how many tiles there are, once that is known: what comes before is compilation."""
+
+    def advance(self, pairs: int, found: bool = False) -> None:
+        """Count a tile of so many pairs; `found` if it was there already."""
+
+
+class _Bar(Meter):
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+        self._task = progress.add_task("compiling", total=None, rate="")
+        self._lock = threading.Lock()
+        self._begin, self._computed = time.monotonic(), 0
+
+    def total(self, tiles: int) -> None:
+        self._begin = time.monotonic()
+        self._progress.reset(self._task, total=tiles, description="gram")
+
+    def advance(self, pairs: int, found: bool = False) -> None:
+        with self._lock:
+            self._computed += 0 if found else pairs
+            rate = self._computed / max(time.monotonic() - self._begin, 1e-9)
+        self._progress.update(self._task, advance=1, rate=f"{_short(rate)} pairs/s" if self._computed else "")
 
 
 @contextmanager
-def bar(show: bool, tiles: int, description: str = "gram") -> Iterator[Advance]:
-    """A context with a progress bar over so many tiles, or with nothing to see."""
+def bar(show: bool) -> Iterator[Meter]:
+    """A context with a progress bar, or with nothing to see."""
     progress = _progress() if show else None
     if progress is None:
-        yield lambda pairs, found=False: None
+        yield Meter()
         return
-    task = progress.add_task(description, total=tiles, rate="")
-    lock, begin = threading.Lock(), time.monotonic()
-    computed = 0
-
-    def advance(pairs: int, found: bool = False) -> None:
-        nonlocal computed
-        with lock:
-            computed += 0 if found else pairs
-            rate = computed / max(time.monotonic() - begin, 1e-9)
-        progress.update(task, advance=1, rate=f"{_short(rate)} pairs/s" if computed else "")
-
     timer = threading.Timer(_PATIENCE, progress.start)
     timer.daemon = True
     timer.start()
     try:
-        yield advance
+        yield _Bar(progress)
     finally:
         timer.cancel()
         timer.join()

@@ -20,8 +20,8 @@ from anywidth.identity import differences, identity
 from anywidth.kernels import Errors, Kernels
 from anywidth.memory import free_memory, parse_bytes, readable
 from anywidth.plan import Piece, Tile, at, between_groups, even, panels, squares
-from anywidth.progress import Advance, bar
-from anywidth.store import Header, read_header
+from anywidth.progress import Meter, bar
+from anywidth.store import Header, create, read_header
 
 __all__ = ["gram"]
 
@@ -183,8 +183,9 @@ def _in_memory(work: _Work, compute: Compute, progress: bool) -> PyTree[Any]:
             for b, j in enumerate(np.arange(len(ys))[cols]):
                 target[i][j] = jnp.array(values[a, b])
 
-    tiles = list(_plan_in_memory(work))
-    with bar(progress, len(tiles)) as advance:
+    with bar(progress) as meter:
+        tiles = list(_plan_in_memory(work))
+        meter.total(len(tiles))
 
         def put(tile: Tile, leaves: list[np.ndarray]) -> None:
             for target, values in zip(out, leaves, strict=True):
@@ -192,7 +193,7 @@ def _in_memory(work: _Work, compute: Compute, progress: bool) -> PyTree[Any]:
                 if tile.mirrored:
                     rank = work.ranks[tile.rows.pieces[0].group]
                     place(target, tile.cols.rows, tile.rows.rows, transposed(values, rank))
-            advance(tile.pairs)
+            meter.advance(tile.pairs)
 
         compute(tiles, put, lambda: None)
     return jax.tree.unflatten(treedef, out if nested else [jax.device_put(leaf, may_alias=True) for leaf in out])
@@ -253,36 +254,48 @@ def _in_store(work: _Work, compute: Compute, progress: bool, store: str | os.Pat
     arrays = _stored_arrays(work)
     dtypes = [dtype for _, dtype in arrays.values()]
     what = identity(work.kernel, work.xs, None if work.symmetric else work.ys, dtypes)
-    found = read_header(path)
-    if found is not None:
-        different = differences(found.identity, what)
-        if not different and found.arrays != arrays:
-            different = ["the arrays of the kernel"]
-        if different:
-            raise StoreError(
-                f"the store {path} holds another Gram matrix, and nothing in it was touched. What differs:\n  - "
-                + "\n  - ".join(different)
-                + "\nChoose another path, or delete it."
-            )
-    tile = _plan_store(work, None if found is None else found.tile)
-    header = found or Header(what, arrays, tile, work.symmetric)
-    rows = panels(work.xs, tile[0])
-    cols = rows if work.symmetric else panels(work.ys, tile[1])
-    total = len(rows) * (len(rows) + 1) // 2 if work.symmetric else len(rows) * len(cols)
-    target = GramStore(path, header)
-    try:
-        with bar(progress, total) as advance, target:
-            put = partial(_put, target, advance)
-            compute(target.todo(squares(rows, cols, work.symmetric), advance), put, target.idle)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted: {target.done} of {total} tiles are in {path}, and the same call goes on from there"
-        ) from None
+    header = _held(path, what, arrays)
+    with bar(progress) as meter:
+        if header is None:
+            create(path, Header(what, arrays, _plan_store(work, None), work.symmetric))
+            header = _held(path, what, arrays)  # read again: another process may have been faster, with other tiles
+            assert header is not None
+        tile = _plan_store(work, header.tile)
+        rows = panels(work.xs, tile[0])
+        cols = rows if work.symmetric else panels(work.ys, tile[1])
+        total = len(rows) * (len(rows) + 1) // 2 if work.symmetric else len(rows) * len(cols)
+        target = GramStore(path, header)
+        meter.total(total)
+        try:
+            with target:
+                put = partial(_put, target, meter)
+                compute(target.todo(squares(rows, cols, work.symmetric), meter), put, target.idle)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted: {target.done} of {total} tiles are in {path}, and the same call goes on from there"
+            ) from None
     return jax.tree.unflatten(jax.tree.structure(work.shapes[0, 0]), list(target.arrays().values()))
 
 
-def _put(target: GramStore, advance: Advance, tile: Tile, leaves: list[np.ndarray]) -> None:
-    target.put(tile, leaves, advance)
+def _held(path: Path, what: dict, arrays: dict[str, tuple[tuple[int, ...], str]]) -> Header | None:
+    """What the store holds, if it is this matrix; None if there is nothing."""
+    found = read_header(path)
+    if found is None:
+        return None
+    different = differences(found.identity, what)
+    if not different and found.arrays != arrays:
+        different = ["the arrays of the kernel"]
+    if different:
+        raise StoreError(
+            f"the store {path} holds another Gram matrix, and nothing in it was touched. What differs:\n  - "
+            + "\n  - ".join(different)
+            + "\nChoose another path, or delete it."
+        )
+    return found
+
+
+def _put(target: GramStore, meter: Meter, tile: Tile, leaves: list[np.ndarray]) -> None:
+    target.put(tile, leaves, meter)
 
 
 def _plan_store(work: _Work, given: tuple[int, int] | None) -> tuple[int, int]:
