@@ -21,6 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from anywidth import tables
 from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
 from anywidth.expect import choose
 from anywidth.kets import (
@@ -103,7 +104,8 @@ class Gram:
         pair = ((a, b), (b, a))
         for x, y in pair:
             if isinstance(x, View) and not isinstance(x.operand, Carry):
-                return self(self.graph.push(x), y, eps)
+                read = self.read(x, y, eps, 0, ())
+                return self(self.graph.push(x), y, eps) if read is None else read
         for x, y in pair:
             if isinstance(x, Sum):
                 total: Any = ZERO
@@ -137,9 +139,24 @@ class Gram:
 
     def contracted(self, x: Contract, y: Node, eps: bool) -> Any:
         k = x.contracted
-        value = self(x.operand, self.graph.view(y, expand(y.rank, k)), eps)
         full = np.broadcast_shapes(x.operand.shape, np.shape(x.coef) if x.coef is not None else ())
-        return weighted_sum(x.coef, value, k, full[len(full) - k :])
+        return self.summed(x.operand, self.graph.view(y, expand(y.rank, k)), eps, x.coef, k, full[len(full) - k :])
+
+    def summed(self, x: Node, y: Node, eps: bool, coef: Any, k: int, lengths: Sequence[int]) -> Any:
+        """The sum over the last k axes, of the given lengths, of coef times the inner product."""
+        if coef is None and k:
+            read = self.read(x, y, eps, k, lengths)
+            if read is not None:
+                return read
+        return weighted_sum(coef, self(x, y, eps), k, lengths)
+
+    def read(self, x: Node, y: Node, eps: bool, k: int, lengths: Sequence[int]) -> Any:
+        """The same from a table, where that is what costs least (`tables.py`); else None."""
+        plan = tables.plan(self.graph, x, y)
+        if plan is None:
+            return None
+        table = self(plan.x, plan.y, eps)
+        return ZERO if table is ZERO else tables.summed(table, plan, k, lengths)
 
     # --- fact 2 ---
 
@@ -241,11 +258,12 @@ class Gram:
         k = total - rank
         if isinstance(x, Const) and isinstance(y, Const) and mask is None:
             return ZERO if is_zero(x) or is_zero(y) else weighted_sum(x.array, y.array, k, full[rank:])
+        if mask is None:
+            return self.summed(x, y, eps, None, k, full[rank:])
         value = self(x, y, eps)
         if value is ZERO:
             return ZERO
-        if mask is not None:
-            value = jnp.where(mask, value, jnp.zeros((), jnp.asarray(value).dtype))
+        value = jnp.where(mask, value, jnp.zeros((), jnp.asarray(value).dtype))
         return weighted_sum(None, value, k, full[rank:])
 
 

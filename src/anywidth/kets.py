@@ -70,7 +70,7 @@ class Rows:
 
 # --- views: how the axes of a node are read by the axes of another ----------------------------------------
 # A view is one entry for each axis of what is viewed: an int (it becomes that output axis), or an index array
-# aligned with the output axes (the axis is indexed by it), or Dyn.
+# aligned with the output axes (the axis is indexed by it; -1 reads zero, as padding does), or Dyn.
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +88,7 @@ class Dyn:
 @dataclass(frozen=True, eq=False)
 class Index:
     array: Array  # integers, aligned with the output axes
+    fills: bool = False  # some of them may be -1
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ class ViewMap:
     def identity(self) -> bool:
         return self.entries == tuple(range(self.rank))
 
+    @property
+    def fills(self) -> bool:
+        return any(isinstance(e, Index) and e.fills for e in self.entries)
+
 
 def expand(rank: int, extra: int) -> ViewMap:
     """Adds `extra` trailing axes."""
@@ -109,8 +114,8 @@ def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(np.broadcast_shapes(*shapes)) if shapes else ()
 
 
-def view_array(a: Array, view: ViewMap) -> Array:
-    """The array read through the view; axes that nothing maps to have size one."""
+def view_array(a: Array, view: ViewMap, fill: int = 0) -> Array:
+    """The array read through the view, `fill` where it reads -1; axes that nothing maps to have size one."""
     xp = np if isinstance(a, np.ndarray) and not any(_is_traced(e) for e in view.entries) else jnp
     axes = [e for e in view.entries if isinstance(e, int)]
     if len(axes) == len(view.entries) and len(set(axes)) == len(axes):
@@ -130,8 +135,12 @@ def view_array(a: Array, view: ViewMap) -> Array:
         elif isinstance(e, Dyn):
             index.append(jnp.asarray(e.index).reshape((1,) * view.rank))
         else:
-            index.append(e.array)
-    return xp.asarray(a)[tuple(index)]
+            index.append(xp.maximum(e.array, 0) if e.fills else e.array)
+    out = xp.asarray(a)[tuple(index)]
+    for e in view.entries:
+        if isinstance(e, Index) and e.fills:
+            out = xp.where(e.array >= 0, out, xp.asarray(fill, out.dtype))
+    return out
 
 
 def _is_traced(entry: Any) -> bool:
@@ -297,11 +306,16 @@ class Graph:
         """The node read through a view; views of views are composed."""
         if view.identity and view.rank == operand.rank:
             return operand
+        if isinstance(operand, Const):
+            return self.const(self.viewed(operand.array, view, aligned=True))
+        base = operand.operand if isinstance(operand, View) else operand
+        if view.fills and (isinstance(base, Carry) or any(
+            n == 1 and isinstance(e, Index) and e.fills for n, e in zip(operand.shape, view.entries, strict=True)
+        )):  # fmt: skip
+            return self.masked(operand, view)
         if isinstance(operand, View):
             entries = tuple(self._through(e, view) for e in operand.view.entries)
             return self.view(operand.operand, ViewMap(view.rank, entries))
-        if isinstance(operand, Const):
-            return self.const(self.viewed(operand.array, view, aligned=True))
         # an axis of size one reads the same wherever it is read
         entries = tuple(
             self._index(np.zeros((1,) * view.rank, np.int64)) if n == 1 and not isinstance(e, int) else e
@@ -324,19 +338,40 @@ class Graph:
         if isinstance(entry, int):
             return view.entries[entry]
         if isinstance(entry, Index):
-            return self._index(self.viewed(entry.array, view))
+            return self._index(self.viewed(entry.array, view, -1), entry.fills or view.fills)
         return entry
 
-    def _index(self, array: Array) -> Index:
-        key = (Index, self.key(array))
+    def _index(self, array: Array, fills: bool = False) -> Index:
+        fills = bool((array < 0).any()) if isinstance(array, np.ndarray) else fills
+        key = (Index, self.key(array), fills)
         if key not in self.table:
-            self.table[key] = Index(array)
+            self.table[key] = Index(array, fills)
         return self.table[key]
 
-    def index(self, array: Array) -> Index:
-        return self._index(array)
+    def index(self, array: Array, fills: bool = False) -> Index:
+        """An entry of a view; `fills` says whether a traced array may hold -1."""
+        return self._index(array, fills)
 
-    def viewed(self, array: Array, view: ViewMap, aligned: bool = False) -> Array:
+    def masked(self, operand: Node, view: ViewMap) -> Node:
+        """A view that reads zeros as a view that does not, times zeros and ones."""
+        mask, clipped = self.mask_of(view)
+        return self.sum([(mask, self.view(operand, clipped))])
+
+    def mask_of(self, view: ViewMap) -> tuple[Array, ViewMap]:
+        """(zeros and ones, the view with nothing to fill)."""
+        key = ("mask", view.rank, self._entries_key(view.entries))
+        if key not in self.table:
+            xp = np if not any(_is_traced(e) for e in view.entries) else jnp
+            entries, mask = list(view.entries), xp.ones((1,) * view.rank, bool)
+            for i, e in enumerate(entries):
+                if isinstance(e, Index) and e.fills:
+                    mask = mask & (e.array >= 0)
+                    entries[i] = self._index(xp.maximum(e.array, 0))
+            self.table[key] = mask.astype(np.float32), ViewMap(view.rank, tuple(entries))
+            self.keep.append(view)
+        return self.table[key]
+
+    def viewed(self, array: Array, view: ViewMap, fill: int = 0, aligned: bool = False) -> Array:
         """`view_array`, once for each array and view, so that the result is the same object again.
 
         A number stays a number, unless it has to be aligned with the axes of the view.
@@ -345,9 +380,9 @@ class Graph:
             return array
         if view.identity and view.rank == np.ndim(array):
             return array
-        key = ("viewed", self.key(array), view.rank, self._entries_key(view.entries))
+        key = ("viewed", self.key(array), view.rank, self._entries_key(view.entries), fill)
         if key not in self.table:
-            self.table[key] = view_array(array, view)
+            self.table[key] = view_array(array, view, fill)
             self.keep.append((array, view))
         return self.table[key]
 
@@ -369,6 +404,8 @@ class Graph:
         """The same node with its view applied one level further down."""
         self.local += node.local
         try:
+            if node.view.fills:
+                return self.masked(node.operand, node.view)
             return self._push(node.operand, node.view)
         finally:
             self.local -= node.local
@@ -394,7 +431,9 @@ class Graph:
     def extended(self, view: ViewMap, extra: int) -> ViewMap:
         """The view with `extra` trailing axes that it leaves alone."""
         more = expand(view.rank, extra)
-        entries = tuple(self._index(self.viewed(e.array, more)) if isinstance(e, Index) else e for e in view.entries)
+        entries = tuple(
+            self._index(self.viewed(e.array, more), e.fills) if isinstance(e, Index) else e for e in view.entries
+        )
         return ViewMap(view.rank + extra, entries + tuple(range(view.rank, view.rank + extra)))
 
     def cut(self, node: Node, offset: Size, size: Size) -> Node:

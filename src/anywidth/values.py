@@ -142,8 +142,13 @@ class Mat(Laid):
         return self.axes
 
     def with_view(self, g: Graph, view: ViewMap, layout: Layout) -> Mat:
+        mask: Array | None = None
+        if view.fills:
+            mask, view = g.mask_of(view)
         indices = tuple((k, g.viewed(a, view)) for k, a in self.indices)
         coef = None if self.coef is None else g.viewed(self.coef, view)
+        if mask is not None:
+            coef = mask if coef is None else coef * mask
         return replace(self, indices=indices, coef=coef, axes=view.rank, layout=layout)
 
     def split_wide(self, g: Graph, wide: Wide, blocks: int) -> Mat:

@@ -13,7 +13,7 @@ from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.kets import Index, ViewMap, expand
 from anywidth.rules.elementwise import common_power, total
-from anywidth.trace import Size, is_wide
+from anywidth.trace import Size, affine, is_wide
 from anywidth.values import Ax, Cat, Det, Ket, Mat, Value, Wide, ratio, refined, split_atom, to_ket
 
 
@@ -21,8 +21,11 @@ def numeric(shape: Sequence[Size]) -> tuple[int, ...]:
     return tuple(1 if is_wide(s) else int(s) for s in shape)  # type: ignore[arg-type]
 
 
-def reread(it: Interpreter, x: Any, axis: int, index: Any, size: int) -> Any:
-    """Entry k of the axis becomes entry index[k]; `index` is a vector, known or traced, of length `size`."""
+def reread(it: Interpreter, x: Any, axis: int, index: Any, size: int, fills: bool = False) -> Any:
+    """Entry k of the axis becomes entry index[k]; `index` is a vector, known or traced, of length `size`.
+
+    Where it is -1 (`fills` says that it may be, for a traced one) the entry is zero.
+    """
     g = it.graph
     atoms = x.layout[axis]
     if any(isinstance(a, Wide) for a in atoms):
@@ -35,7 +38,9 @@ def reread(it: Interpreter, x: Any, axis: int, index: Any, size: int) -> Any:
     stride = 1
     for a in reversed(atoms):
         part = (index // stride) % a.size if len(atoms) > 1 else index
-        entries[a.axis] = g.index(part.reshape((1,) * rank + (size,)))
+        if len(atoms) > 1 and (fills or isinstance(index, np.ndarray)):
+            part = evaluated(lambda i, p: jnp.where(i < 0, -1, p), index, part)
+        entries[a.axis] = g.index(part.reshape((1,) * rank + (size,)), fills)
         stride *= a.size
     layout = list(y.layout)
     layout[axis] = (Ax(rank, size),)
@@ -133,7 +138,7 @@ def reshape(it: Interpreter, x: Value, *_: Any, new_sizes: Sequence[Size], **par
 
 
 def _part(size: Any, count: int) -> Size:
-    from anywidth.trace import affine, make_size
+    from anywidth.trace import make_size
 
     a, b = affine(size)
     return make_size(a / count, b / count)
@@ -306,10 +311,11 @@ def pad(it: Interpreter, x: Value, value: Value, padding_config: Any) -> Value:
             val = evaluated(lambda v, p, w=width: lax.pad(v, p.astype(v.dtype), w), x.val, value.val)
             x = replace(x, val=val, shape=(*x.shape[:axis], np.shape(val)[axis], *x.shape[axis + 1 :]))
             continue
-        if interior or low < 0 or high < 0:
-            raise UnsupportedError(
-                "interior and negative padding of random vectors is not supported: use slices and concatenate"
-            )
+        if not is_wide(x.shape[axis]):
+            x = _padded(it, x, value, axis, int(low), int(high), int(interior))
+            continue
+        if interior or affine(low) < (0, 0) or affine(high) < (0, 0):
+            raise UnsupportedError("random vectors are padded along the width by a negative number, or in between")
         parts = [x]
         for count, at in ((low, 0), (high, None)):
             if count:
@@ -318,6 +324,27 @@ def pad(it: Interpreter, x: Value, value: Value, padding_config: Any) -> Value:
                 parts.insert(at if at is not None else len(parts), Det(val, value.power, shape, zero=value.zero))
         x = Cat(tuple(parts), axis)
     return x
+
+
+def _padded(it: Interpreter, x: Any, value: Det, axis: int, low: int, high: int, interior: int) -> Any:
+    """Padding, also negative and in between, of a finite axis: reading with -1 where there is nothing to read."""
+    old, step = int(x.shape[axis]), interior + 1
+    size = low + high + old + max(old - 1, 0) * interior
+    at = np.arange(size) - low
+    inside = (at >= 0) & (at <= (old - 1) * step) & (at % step == 0)
+    shape = tuple(size if a == axis else 1 for a in range(len(x.shape)))
+    if x.layout[axis]:
+        y = reread(it, x, axis, np.where(inside, at // step, -1), size)
+    else:
+        whole = tuple(size if a == axis else s for a, s in enumerate(x.shape))
+        y = broadcast_in_dim(it, x, shape=whole, broadcast_dimensions=tuple(range(len(whole))))
+        y = it.scale(Det(inside.astype(np.float32).reshape(shape), x.power * 0, shape), y)
+    if value.zero or inside.all():
+        return y
+    if isinstance(y, Mat) or (value.known and not np.isfinite(value.val).all()):
+        raise UnsupportedError("random vectors are padded with a number that is not finite, or parameters with ones")
+    around = evaluated(lambda v: jnp.where(inside.reshape(shape), jnp.zeros((), v.dtype), v), value.val)
+    return total(it, [(1.0, y), (1.0, Det(around, value.power, shape))])
 
 
 @register("dynamic_update_slice")
