@@ -11,10 +11,24 @@ import numpy as np
 
 from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import Index, ViewMap, expand
+from anywidth.kets import Dyn, Index, View, ViewMap, expand
 from anywidth.rules.elementwise import common_power, total
 from anywidth.trace import Size, affine, is_wide
-from anywidth.values import Ax, Cat, Det, Ket, Mat, Value, Wide, ratio, refined, split_atom, to_ket
+from anywidth.values import (
+    Ax,
+    Cat,
+    Det,
+    Ket,
+    Mat,
+    Value,
+    Wide,
+    common_sizes,
+    ratio,
+    refined,
+    split_atom,
+    standard,
+    to_ket,
+)
 
 
 def numeric(shape: Sequence[Size]) -> tuple[int, ...]:
@@ -294,7 +308,58 @@ def concatenate(it: Interpreter, *parts: Value, dimension: int) -> Value:
         raise UnsupportedError(
             "parameter matrices are concatenated; multiply each by its vector and add or concatenate the results"
         )
+    if not is_wide(parts[0].shape[dimension]) and all(isinstance(p, Ket) for p in parts):
+        joined = _rejoined(it, parts, dimension)  # type: ignore[arg-type]
+        if joined is not None:
+            return joined
     return Cat(tuple(parts), dimension)
+
+
+def _rejoined(it: Interpreter, parts: Sequence[Ket], dimension: int) -> Ket | None:
+    """Parts of one array of kets (a roll, a stack of shifts) as one view of it; None if they are not."""
+    g = it.graph
+    try:
+        sizes = common_sizes([(*p.layout[:dimension], (), *p.layout[dimension + 1 :]) for p in parts], len(parts[0].layout))
+    except UnsupportedError:
+        return None
+    whole: list[Any] = [list(s) for s in sizes]
+    same = []
+    for p in parts:
+        whole[dimension] = [int(p.shape[dimension])]  # type: ignore[call-overload]
+        same.append(standard(g, p, whole))
+    axis = sum(isinstance(s, int) for at in sizes[:dimension] for s in at)
+    nodes = [p.node for p in same]
+    views = [n.view.entries if isinstance(n, View) else tuple(range(n.rank)) for n in nodes]
+    bases = [n.operand if isinstance(n, View) else n for n in nodes]
+    if any(b is not bases[0] for b in bases) or len({p.power for p in parts}) > 1:
+        return None
+    if any(isinstance(e, Dyn) for v in views for e in v):
+        return None
+    rank, entries = nodes[0].rank, []
+    for size, own in zip(bases[0].shape, zip(*views, strict=True), strict=True):
+        if all(e is own[0] or e == own[0] for e in own) and own[0] != axis and (
+            isinstance(own[0], int) or np.shape(own[0].array)[axis] == 1
+        ):
+            entries.append(own[0])
+            continue
+        arrays = []
+        for e, p in zip(own, parts, strict=True):
+            at = np.arange(size).reshape([size if i == e else 1 for i in range(rank)]) if isinstance(e, int) else e.array
+            shape = list(np.shape(at))
+            if shape[axis] == 1:
+                shape[axis] = int(p.shape[dimension])  # type: ignore[call-overload]
+                at = evaluated(lambda a, s=shape: jnp.broadcast_to(a, s), at)
+            arrays.append(at)
+        shape = list(np.broadcast_shapes(*([n if i != axis else 1 for i, n in enumerate(np.shape(a))] for a in arrays)))
+        wide = [[*shape[:axis], np.shape(a)[axis], *shape[axis + 1 :]] for a in arrays]
+        joined = evaluated(
+            lambda *a: jnp.concatenate([jnp.broadcast_to(v, s) for v, s in zip(a, wide, strict=True)], axis), *arrays
+        )
+        entries.append(g.index(joined, any(isinstance(e, Index) and e.fills for e in own)))
+    total_size = sum(int(p.shape[dimension]) for p in parts)  # type: ignore[arg-type]
+    layout = list(same[0].layout)
+    layout[dimension] = (Ax(axis, total_size),)
+    return Ket(g.view(bases[0], ViewMap(rank, tuple(entries))), tuple(layout), parts[0].power)
 
 
 @register("pad")

@@ -20,6 +20,12 @@ ELEMENTWISE = {
 }  # fmt: skip
 
 
+# of an array of random vectors, along its finite axes alone
+ALONG_FINITE = {
+    "reduce_window_sum", "reduce_window_max", "reduce_window_min", "pad", "rev", "cumsum", "dynamic_slice",
+}  # fmt: skip
+
+
 def parts_like(it: Interpreter, x: Value, axis: int, sizes: Sequence[Any]) -> list[Value]:
     """x cut along an axis into parts of the given sizes."""
     if isinstance(x, Cat) and x.axis == axis and x.sizes == tuple(sizes):
@@ -75,6 +81,10 @@ def distribute(it: Interpreter, eqn: Eqn, inputs: list[Value]) -> Any:
         )
     if name == "dot_general":
         return _dot(it, eqn, *inputs)
+    if name == "conv_general_dilated":
+        return _convolution(it, eqn, *inputs)
+    if name in ALONG_FINITE and isinstance(x, Cat) and is_wide(x.shape[x.axis]):
+        return Cat(tuple(_one(it, _narrowed(eqn, p, x.axis), [p, *inputs[1:]]) for p in x.parts), x.axis)
     if isinstance(x, Cat):
         return _RULES[name](it, eqn, x, inputs) if name in _RULES else _merged_or_refused(it, eqn, inputs)
     return _merged_or_refused(it, eqn, inputs)
@@ -164,6 +174,24 @@ def _dot(it: Interpreter, eqn: Eqn, x: Value, y: Value) -> Any:
     raise AssertionError
 
 
+def _convolution(it: Interpreter, eqn: Eqn, x: Value, w: Value) -> Any:
+    """A concatenation of channels is convolved part by part, one of positions as one array."""
+    lhs, rhs, _ = eqn.params["dimension_numbers"]
+    if isinstance(x, Cat) and x.axis == lhs[1] and eqn.params["feature_group_count"] == 1:
+        kernels = parts_like(it, w, rhs[1], x.sizes)
+        return added(it, [_one(it, eqn, [a, b]) for a, b in zip(x.parts, kernels, strict=True)])
+    return _merged_or_refused(it, eqn, [x, w])
+
+
+def _narrowed(eqn: Eqn, part: Value, axis: int) -> Eqn:
+    """The equation for a part of the width."""
+    if "slice_sizes" not in eqn.params:
+        return eqn
+    sizes = list(eqn.params["slice_sizes"])
+    sizes[axis] = part.shape[axis]
+    return replace(eqn, params={**eqn.params, "slice_sizes": tuple(sizes)})
+
+
 class _Renamed:
     """A stand-in that only tells sizes."""
 
@@ -210,7 +238,8 @@ def _broadcast(it: Interpreter, eqn: Eqn, x: Cat, inputs: Any) -> Any:
     parts = []
     for p, size in zip(x.parts, x.sizes, strict=True):
         own = tuple(size if a == axis else s for a, s in enumerate(shape))
-        parts.append(RULES["broadcast_in_dim"](it, p, shape=own, broadcast_dimensions=dims))
+        params = {**eqn.params, "shape": own}
+        parts.append(_one(it, replace(eqn, params=params), [p]))
     return Cat(tuple(parts), axis)
 
 

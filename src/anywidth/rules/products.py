@@ -201,10 +201,16 @@ def _matrix(it: Interpreter, mat: Mat, other: Any, outer: int) -> Ket:
     if not isinstance(other, Ket):
         raise UnsupportedError("a parameter matrix is contracted over its width with an array that has no width")
     sizes = common_sizes([[()] * outer + list(x.layout[outer:]) for x in (mat, other)], len(mat.layout))
-    mat_sizes = [[a.size for a in axis] for axis in mat.layout[:outer]] + sizes[outer:]
-    mat = refined(g, mat, mat_sizes)
-    own = [[a.size for a in axis] for axis in other.layout[:outer]] + sizes[outer:]
-    other = refined(g, other, own)
+    # an operand may have no atoms along a summed axis: it is of size one, or does not change along it
+    mat, other = (
+        refined(
+            g,
+            x,
+            [[a.size for a in axis] for axis in x.layout[:outer]]
+            + [own if axis else [] for own, axis in zip(sizes[outer:], x.layout[outer:], strict=True)],
+        )
+        for x in (mat, other)
+    )
     outer_wides = [a for axis in other.layout[:outer] for a in axis if isinstance(a, Wide)]
     if outer_wides:
         raise UnsupportedError("a random vector with a second width axis is multiplied by a parameter matrix")
@@ -242,7 +248,8 @@ def _matrix(it: Interpreter, mat: Mat, other: Any, outer: int) -> Ket:
         node: Node = g.const(np.zeros((1,) * len(free)))
         return Ket(node, tuple(layout), k.power + mat.power + Fraction(1, 2))
     node = g.product(mat.leaf, it.copy, operand, len(summed), row, col, m.indices, it.eqn.line)  # type: ignore[union-attr]
-    lengths = [a.size for axis in mat.layout[outer:] for a in axis if isinstance(a, Ax)]
+    both = zip(mat.layout[outer:], other.layout[outer:], strict=True)
+    lengths = [a.size for own, others in both for a in own or others if isinstance(a, Ax)]
     full = np.broadcast_shapes(operand.shape, *(np.shape(v) for _, v in m.indices))
     factor = float(np.prod([n for n, f in zip(lengths, full[len(free) :], strict=True) if f == 1], initial=1))
     if factor != 1.0:
