@@ -9,8 +9,12 @@ start at zero and are trained, which adds to the NTK and not to the NNGP.
 """
 
 from anywidth.zoo.batchnorm import batchnorm_mlp
+from anywidth.zoo.cnn import cnn, resnet
+from anywidth.zoo.gcn import gcn
 from anywidth.zoo.mlp import mlp
 from anywidth.zoo.rnn import rnn
 from anywidth.zoo.transformer import transformer
+from anywidth.zoo.unet import unet
+from anywidth.zoo.vit import vit
 
-__all__ = ["batchnorm_mlp", "mlp", "rnn", "transformer"]
+__all__ = ["batchnorm_mlp", "cnn", "gcn", "mlp", "resnet", "rnn", "transformer", "unet", "vit"]
