@@ -259,42 +259,6 @@ def dynamic_slice(it: Interpreter, x: Value, *starts: Value, slice_sizes: Sequen
     return x
 
 
-@register("gather")
-def gather(it: Interpreter, x: Value, indices: Value, **params: Any) -> Value:
-    raw = it.eqn.raw  # type: ignore[union-attr]
-    dims = raw["dimension_numbers"]
-    if isinstance(x, Det) and not any(is_wide(s) for s in x.shape):
-        return it.evaluate(it.eqn, [x, indices])[0]  # type: ignore[arg-type]
-    if not isinstance(indices, Det):
-        raise UnsupportedError("an array is indexed by random numbers")
-    sizes = params["slice_sizes"]
-    indexed = dims.start_index_map
-    plain = (
-        dims.collapsed_slice_dims == tuple(sorted(indexed))
-        and not dims.operand_batching_dims
-        and all(sizes[a] == x.shape[a] for a in range(len(x.shape)) if a not in indexed)
-    )
-    if not plain or any(is_wide(x.shape[a]) for a in indexed):
-        raise UnsupportedError("this way of indexing is not supported: use x[i], jnp.take along one axis, or slices")
-    if isinstance(x, Det):
-        x = to_ket(it.graph, x)
-    batch_shape = np.shape(indices.val)[:-1]
-    rank, nb = x.rank, len(batch_shape)
-    entries: list[Any] = list(range(rank))
-    for k, axis in enumerate(indexed):
-        size = x.shape[axis]
-        index = evaluated(lambda v, k=k, m=size: jnp.clip(v[..., k], 0, m - 1), indices.val)
-        flat = index.reshape((1,) * rank + batch_shape)
-        stride = 1
-        for a in reversed(x.layout[axis]):
-            entries[a.axis] = it.graph.index((flat // stride) % a.size if len(x.layout[axis]) > 1 else flat)
-            stride *= a.size
-    batch = [(Ax(rank + i, n),) if n > 1 else () for i, n in enumerate(batch_shape)]
-    rest = [atoms for a, atoms in enumerate(x.layout) if a not in indexed]
-    layout = [rest.pop(0) if i in dims.offset_dims else batch.pop(0) for i in range(nb + len(dims.offset_dims))]
-    return x.with_view(it.graph, ViewMap(rank + nb, tuple(entries)), tuple(layout))
-
-
 @register("concatenate")
 def concatenate(it: Interpreter, *parts: Value, dimension: int) -> Value:
     if all(isinstance(p, Det) for p in parts) and not any(is_wide(p.shape[dimension]) for p in parts):
@@ -318,6 +282,9 @@ def concatenate(it: Interpreter, *parts: Value, dimension: int) -> Value:
 def _rejoined(it: Interpreter, parts: Sequence[Ket], dimension: int) -> Ket | None:
     """Parts of one array of kets (a roll, a stack of shifts) as one view of it; None if they are not."""
     g = it.graph
+    parts = [p.relaid(tuple(tuple(a for a in at if a.size != 1) for at in p.layout)) for p in parts]
+    if any(len(p.layout[dimension]) > 1 for p in parts):
+        return None
     try:
         sizes = common_sizes([(*p.layout[:dimension], (), *p.layout[dimension + 1 :]) for p in parts], len(parts[0].layout))
     except UnsupportedError:

@@ -1,0 +1,240 @@
+"""Everything that moves, sums or reads positions, against the same linear map written as a dense matrix.
+
+`A = d op(h) / d h` is read off by JAX itself; a network that applies `op` to its hidden layer and one that multiplies it
+by A have the same kernels. Convolutions are held against sums of shifted products.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import anywidth as aw
+
+rng = np.random.default_rng(0)
+LINE = rng.normal(size=(2, 6, 3))
+IMAGE = rng.normal(size=(2, 4, 5, 3))
+
+
+def network(op):
+    """One output for each position that `op` leaves of a hidden layer (.., n)."""
+
+    def init(n):
+        return {"u": aw.Normal((3, n)), "w": aw.Normal((n, n)), "v": aw.Normal((n,))}
+
+    def apply(p, example):
+        x, *more = example if isinstance(example, tuple) else (example,)
+        h = jax.nn.relu(x @ p["u"] / np.sqrt(3))
+        z = op(h, *more)
+        return jax.nn.relu(z @ p["w"] / np.sqrt(z.shape[-1])) @ p["v"] / np.sqrt(z.shape[-1])
+
+    return aw.Network(init, apply)
+
+
+def dense(op, shape):
+    """The same map, as a matrix times the hidden layer."""
+
+    def apply(h, *more):
+        A = jax.jacobian(lambda z: op(z[..., None], *more)[..., 0])(jnp.zeros(shape))
+        return jnp.tensordot(A, h, len(shape))
+
+    return apply
+
+
+def window(h, size, strides, padding, scale=1.0):
+    return lax.reduce_window(h, 0.0, lax.add, (*size, 1), (*strides, 1), padding) * scale
+
+
+def edges(h, senders, receivers):
+    return jax.ops.segment_sum(h[senders], receivers, len(h))
+
+
+N1, N2 = np.array([0, 3, 3, 5, 1]), np.array([1, 1, 2, 0, 5])
+LINES = {
+    "pad": lambda h: jnp.pad(h, ((2, 1), (0, 0))),
+    "pad_negative_and_between": lambda h: lax.pad(h, 0.0, ((-1, 2, 1), (0, 0, 0))),
+    "pad_wrap": lambda h: jnp.pad(h, ((2, 1), (0, 0)), mode="wrap"),
+    "pad_reflect": lambda h: jnp.pad(h, ((2, 1), (0, 0)), mode="reflect"),
+    "roll": lambda h: jnp.roll(h, 2, 0),
+    "flip": lambda h: jnp.flip(h, 0),
+    "strided": lambda h: h[1::2],
+    "picked": lambda h: h[jnp.array([4, 0, 0, 2])],
+    "picked_pairs": lambda h: h[np.array([[0, 1], [5, 5]])].sum(1),
+    "repeat": lambda h: jnp.repeat(h, 2, 0),
+    "tile": lambda h: jnp.tile(h, (2, 1)),
+    "cumsum": lambda h: jnp.cumsum(h, 0),
+    "differences": lambda h: h[1:] - h[:-1],
+    "sum_pool": lambda h: window(h, (3,), (1,), "SAME"),
+    "average_pool_strided": lambda h: window(h, (2,), (2,), "VALID", 0.5),
+    "sum_pool_dilated": lambda h: lax.reduce_window(h, 0.0, lax.add, (2, 1), (1, 1), ((1, 0), (0, 0)), None, (3, 1)),
+    "resize_linear": lambda h: jax.image.resize(h, (9, h.shape[1]), "linear"),
+    "resize_nearest": lambda h: jax.image.resize(h, (4, h.shape[1]), "nearest"),
+    "written": lambda h: h.at[np.array([1, 4])].set(2 * h[:2]),
+    "written_slice": lambda h: h.at[1:3].set(h[3:5]),
+    "added": lambda h: h.at[np.array([1, 1, 4])].add(h[:3]),
+    "added_apart": lambda h: jnp.zeros_like(h).at[np.array([5, 1, 4])].add(h[:3]),
+    "updated": lambda h: lax.dynamic_update_slice(h, 3 * h[:2], (3, 0)),
+    "stacked_shifts": lambda h: jnp.stack([h[:4], h[1:5], h[2:]], 1).sum(1),
+}
+IMAGES = {
+    "pad": lambda h: jnp.pad(h, ((1, 0), (1, 2), (0, 0))),
+    "pad_wrap": lambda h: jnp.pad(h, ((1, 1), (1, 2), (0, 0)), mode="wrap"),
+    "roll": lambda h: jnp.roll(h, (1, 2), (0, 1)),
+    "transposed": lambda h: jnp.transpose(h, (1, 0, 2)),
+    "block": lambda h: h[1:3, ::2],
+    "diagonal": lambda h: h[np.arange(4), np.arange(4)],
+    "average_pool": lambda h: window(h, (2, 3), (2, 1), "SAME", 1 / 6),
+    "window_of_a_window": lambda h: window(window(h, (2, 2), (1, 1), "VALID"), (2, 2), (2, 2), "SAME"),
+    "resize_linear": lambda h: jax.image.resize(h, (8, 7, h.shape[2]), "linear"),
+    "resize_nearest": lambda h: jax.image.resize(h, (8, 10, h.shape[2]), "nearest"),
+    "updated": lambda h: lax.dynamic_update_slice(h, 3 * h[:2, :3], (1, 2, 0)),
+    "space_to_depth_sum": lambda h: h[:, :4].reshape(2, 2, 2, 2, -1).sum((1, 3)),
+}
+TRACED = {
+    "taken": (lambda h, i, j: h[i], N1, N2),
+    "taken_with_zeros": (lambda h, i, j: jnp.take(h, i + j, 0, mode="fill", fill_value=0.0), N1, N2),
+    "taken_along": (lambda h, i, j: jnp.take_along_axis(h, i[:, None], 0), N1, N2),
+    "sliced": (lambda h, i, j: lax.dynamic_slice_in_dim(h, i[0] + 2, 3), N1, N2),
+    "updated": (lambda h, i, j: lax.dynamic_update_slice_in_dim(h, 2 * h[:2], i[1], 0), N1, N2),
+    "written": (lambda h, i, j: h.at[i[3]].set(h[0] + h[1]), N1, N2),
+    "edges": (edges, N1, N2),
+    "weighted_edges": (lambda h, i, j: jnp.zeros_like(h).at[j].add(h[i] * (1.0 + i[:, None])), N1, N2),
+}
+
+
+def compare(op, X, more=()):
+    shape = X.shape[1:-1]
+    found, wanted = (aw.kernels(network(f)) for f in (op, dense(op, shape)))
+    x = (X[0], *more) if more else X[0]
+    y = (X[1], *(m[::-1] for m in more)) if more else X[1]
+    a, b = found(x, y), wanted(x, y)
+    for kind in ("nngp", "ntk"):
+        np.testing.assert_allclose(getattr(a, kind), getattr(b, kind), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_on_a_line(name):
+    compare(LINES[name], LINE)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_on_an_image(name):
+    compare(IMAGES[name], IMAGE)
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_with_indices_of_the_example(name):
+    op, *more = TRACED[name]
+    compare(op, LINE, tuple(more))
+
+
+# --- convolutions ------------------------------------------------------------------------------------------
+
+CONVOLUTIONS = {
+    "valid": dict(padding="VALID"),
+    "explicit": dict(padding=[(2, 0)]),
+    "strided": dict(padding="SAME", window_strides=(2,)),
+    "dilated": dict(padding="SAME", rhs_dilation=(2,)),
+    "transposed": dict(padding=[(1, 2)], lhs_dilation=(2,)),
+    "transposed_dilated": dict(padding=[(3, 2)], lhs_dilation=(3,), rhs_dilation=(2,), window_strides=(2,)),
+    "negative_padding": dict(padding=[(-1, -1)]),
+    "grouped": dict(padding="SAME", feature_group_count=2),
+    "channels_first": dict(padding="SAME", dimension_numbers=("NCH", "OIH", "NCH")),
+    "odd_order": dict(padding="SAME", dimension_numbers=("HNC", "IHO", "CHN")),
+}  # fmt: skip
+
+
+def by_hand(h, w, padding, window_strides=(1,), lhs_dilation=(1,), rhs_dilation=(1,), feature_group_count=1, **_):
+    """The same convolution as a matrix over positions for every offset."""
+    size = len(h)
+
+    def plain(z, o):
+        kernel = jnp.zeros((3, 1, 1)).at[o].set(1.0)
+        return lax.conv_general_dilated(
+            z[None, :, None], kernel, window_strides, padding, lhs_dilation, rhs_dilation, ("NHC", "HIO", "NHC")
+        )[0, :, 0]
+
+    total = 0
+    for o in range(3):
+        A = jax.jacobian(lambda z, o=o: plain(z, o))(np.zeros(size))
+        moved = jnp.tensordot(A, h, 1)
+        k = feature_group_count
+        if k == 1:
+            total = total + moved @ w[o]
+        else:
+            blocks = moved.reshape(len(A), k, -1), w[o].reshape(w.shape[1], k, -1)
+            total = total + jnp.einsum("pgc,cgn->pgn", *blocks).reshape(len(A), -1)
+    return total
+
+
+def convolved(h, w, padding, window_strides=(1,), dimension_numbers=("NHC", "HIO", "NHC"), **more):
+    places = [dict(zip(spec, range(3), strict=True)) for spec in dimension_numbers]
+    x = jnp.transpose(h[None], [dict(N=0, H=1, C=2)[c] for c in dimension_numbers[0]])
+    k = jnp.transpose(w, [dict(H=0, I=1, O=2)[c] for c in dimension_numbers[1]])
+    y = lax.conv_general_dilated(x, k, window_strides, padding, dimension_numbers=dimension_numbers, **more)
+    return jnp.transpose(y, [places[2][c] for c in "NHC"])[0]
+
+
+def conv_network(f, settings):
+    groups = settings.get("feature_group_count", 1)
+
+    def init(n):
+        return {"u": aw.Normal((3, n)), "a": aw.Normal((3, n // groups, n)), "b": aw.Normal((3, n // groups, n)), "v": aw.Normal((n,))}  # fmt: skip
+
+    def apply(p, x):
+        h = jax.nn.relu(x @ p["u"])
+        for w in (p["a"], p["b"]):
+            h = jax.nn.relu(f(h, w, **settings) / np.sqrt(w.shape[1]))
+        return h @ p["v"] / np.sqrt(p["v"].size)
+
+    return aw.Network(init, apply)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution(name):
+    found, wanted = (aw.kernels(conv_network(f, CONVOLUTIONS[name])) for f in (convolved, by_hand))
+    a, b = found(*LINE), wanted(*LINE)
+    for kind in ("nngp", "ntk"):
+        np.testing.assert_allclose(getattr(a, kind), getattr(b, kind), rtol=1e-10, atol=1e-12)
+
+
+def test_depthwise_convolution_has_the_moments_of_its_products():
+    def init(n):
+        return {"u": aw.Normal((3, n)), "d": aw.Normal((3, 1, n)), "w": aw.Normal((n, n)), "v": aw.Normal((n,))}
+
+    def apply(mixed):
+        def run(p, x):
+            n = p["v"].size
+            h = jax.nn.relu(x @ p["u"])
+            z = mixed(h, p["d"])
+            return jax.nn.relu(z @ p["w"] / np.sqrt(n)) @ p["v"] / np.sqrt(n)
+
+        return run
+
+    def depthwise(h, d):
+        return lax.conv_general_dilated(
+            h[None], d, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"), feature_group_count=h.shape[1]
+        )[0]
+
+    def products(h, d):
+        return h[:-2] * d[0, 0] + h[1:-1] * d[1, 0] + h[2:] * d[2, 0]
+
+    a, b = (aw.kernels(aw.Network(init, apply(f)))(*LINE) for f in (depthwise, products))
+    for kind in ("nngp", "ntk"):
+        np.testing.assert_allclose(getattr(a, kind), getattr(b, kind), rtol=1e-10)
+    # E[d^2] = 1: the covariance is the sum of those of what is read
+    h = aw.nngp(aw.Network(lambda n: {"u": aw.Normal((3, n)), "v": aw.Normal((n,))}, lambda p, x: jax.nn.relu(x @ p["u"]) @ p["v"] / np.sqrt(p["v"].size)))  # fmt: skip
+    plain = np.asarray(h(*LINE))
+    summed = sum(plain[o : o + 4, o : o + 4] for o in range(3))
+    z = aw.nngp(aw.Network(init, lambda p, x: depthwise(jax.nn.relu(x @ p["u"]), p["d"]) @ p["v"] / np.sqrt(p["v"].size)))
+    np.testing.assert_allclose(z(*LINE), summed, rtol=1e-10)
+
+
+def test_a_convolution_over_the_width_is_refused():
+    net = aw.Network(
+        lambda n: {"u": aw.Normal((3, n)), "v": aw.Normal((n,))},
+        lambda p, x: jnp.convolve(jax.nn.relu(x @ p["u"]), np.ones(3), "same") @ p["v"] / np.sqrt(p["v"].size),
+    )
+    with pytest.raises((aw.UnsupportedError, aw.NoLimitError), match="test_windows"):
+        aw.nngp(net)(LINE[0, 0], LINE[1, 0])
