@@ -1,7 +1,7 @@
 """Against neural-tangents 0.6.5 itself, on what its `stax` computes correctly (reference/neural_tangents_kernels.py).
 
-The same networks as plain JAX. What it gets wrong is not here: branches that share a kernel's randomness (x + x, x * x),
-which tests/test_simulation.py compares with simulation, and `RectifiedMonomial`, whose diagonal is NaN.
+The same networks as plain JAX. What it gets wrong is not here: branches that share a kernel's randomness (x + x,
+x * x), which tests/test_simulation.py compares with simulation, and `RectifiedMonomial`, whose diagonal is NaN.
 """
 
 import json
@@ -224,7 +224,10 @@ NETWORKS = {f"mlp_{name}": (mlp(phi), data(4)) for name, phi in NONLINEARITIES.i
         stacked(c(3, 3, strides=(2, 2), padding="VALID"), r, c(1, 1, strides=(1, 2)), r, flat),
         data(7, 6, 2),
     ),
-    "conv2d_circular_gap": (stacked(c(3, 3, padding="CIRCULAR"), r, c(3, 3, padding="CIRCULAR"), r, gap), data(5, 4, 2)),
+    "conv2d_circular_gap": (
+        stacked(c(3, 3, padding="CIRCULAR"), r, c(3, 3, padding="CIRCULAR"), r, gap),
+        data(5, 4, 2),
+    ),
     "conv2d_circular_flatten": (
         stacked(c(3, 3, padding="CIRCULAR"), r, c(3, 3, padding="CIRCULAR"), r, flat),
         data(5, 4, 2),

@@ -1,7 +1,7 @@
 """Everything that moves, sums or reads positions, against the same linear map written as a dense matrix.
 
-`A = d op(h) / d h` is read off by JAX itself; a network that applies `op` to its hidden layer and one that multiplies it
-by A have the same kernels. Convolutions are held against sums of shifted products.
+`A = d op(h) / d h` is read off by JAX itself; a network that applies `op` to its hidden layer and one that multiplies
+it by A have the same kernels. Convolutions are held against sums of shifted products.
 """
 
 import jax
@@ -132,16 +132,16 @@ def test_with_indices_of_the_example(name):
 # --- convolutions ------------------------------------------------------------------------------------------
 
 CONVOLUTIONS = {
-    "valid": dict(padding="VALID"),
-    "explicit": dict(padding=[(2, 0)]),
-    "strided": dict(padding="SAME", window_strides=(2,)),
-    "dilated": dict(padding="SAME", rhs_dilation=(2,)),
-    "transposed": dict(padding=[(1, 2)], lhs_dilation=(2,)),
-    "transposed_dilated": dict(padding=[(3, 2)], lhs_dilation=(3,), rhs_dilation=(2,), window_strides=(2,)),
-    "negative_padding": dict(padding=[(-1, -1)]),
-    "grouped": dict(padding="SAME", feature_group_count=2),
-    "channels_first": dict(padding="SAME", dimension_numbers=("NCH", "OIH", "NCH")),
-    "odd_order": dict(padding="SAME", dimension_numbers=("HNC", "IHO", "CHN")),
+    "valid": {"padding": "VALID"},
+    "explicit": {"padding": [(2, 0)]},
+    "strided": {"padding": "SAME", "window_strides": (2,)},
+    "dilated": {"padding": "SAME", "rhs_dilation": (2,)},
+    "transposed": {"padding": [(1, 2)], "lhs_dilation": (2,)},
+    "transposed_dilated": {"padding": [(3, 2)], "lhs_dilation": (3,), "rhs_dilation": (2,), "window_strides": (2,)},
+    "negative_padding": {"padding": [(-1, -1)]},
+    "grouped": {"padding": "SAME", "feature_group_count": 2},
+    "channels_first": {"padding": "SAME", "dimension_numbers": ("NCH", "OIH", "NCH")},
+    "odd_order": {"padding": "SAME", "dimension_numbers": ("HNC", "IHO", "CHN")},
 }  # fmt: skip
 
 
@@ -170,8 +170,8 @@ def by_hand(h, w, padding, window_strides=(1,), lhs_dilation=(1,), rhs_dilation=
 
 def convolved(h, w, padding, window_strides=(1,), dimension_numbers=("NHC", "HIO", "NHC"), **more):
     places = [dict(zip(spec, range(3), strict=True)) for spec in dimension_numbers]
-    x = jnp.transpose(h[None], [dict(N=0, H=1, C=2)[c] for c in dimension_numbers[0]])
-    k = jnp.transpose(w, [dict(H=0, I=1, O=2)[c] for c in dimension_numbers[1]])
+    x = jnp.transpose(h[None], [{"N": 0, "H": 1, "C": 2}[c] for c in dimension_numbers[0]])
+    k = jnp.transpose(w, [{"H": 0, "I": 1, "O": 2}[c] for c in dimension_numbers[1]])
     y = lax.conv_general_dilated(x, k, window_strides, padding, dimension_numbers=dimension_numbers, **more)
     return jnp.transpose(y, [places[2][c] for c in "NHC"])[0]
 
@@ -180,7 +180,8 @@ def conv_network(f, settings):
     groups = settings.get("feature_group_count", 1)
 
     def init(n):
-        return {"u": aw.Normal((3, n)), "a": aw.Normal((3, n // groups, n)), "b": aw.Normal((3, n // groups, n)), "v": aw.Normal((n,))}  # fmt: skip
+        block = (3, n // groups, n)
+        return {"u": aw.Normal((3, n)), "a": aw.Normal(block), "b": aw.Normal(block), "v": aw.Normal((n,))}
 
     def apply(p, x):
         h = jax.nn.relu(x @ p["u"])
@@ -224,10 +225,13 @@ def test_depthwise_convolution_has_the_moments_of_its_products():
     for kind in ("nngp", "ntk"):
         np.testing.assert_allclose(getattr(a, kind), getattr(b, kind), rtol=1e-10)
     # E[d^2] = 1: the covariance is the sum of those of what is read
-    h = aw.nngp(aw.Network(lambda n: {"u": aw.Normal((3, n)), "v": aw.Normal((n,))}, lambda p, x: jax.nn.relu(x @ p["u"]) @ p["v"] / np.sqrt(p["v"].size)))  # fmt: skip
+    plain_init = lambda n: {"u": aw.Normal((3, n)), "v": aw.Normal((n,))}  # noqa: E731
+    h = aw.nngp(aw.Network(plain_init, lambda p, x: jax.nn.relu(x @ p["u"]) @ p["v"] / np.sqrt(p["v"].size)))
     plain = np.asarray(h(*LINE))
     summed = sum(plain[o : o + 4, o : o + 4] for o in range(3))
-    z = aw.nngp(aw.Network(init, lambda p, x: depthwise(jax.nn.relu(x @ p["u"]), p["d"]) @ p["v"] / np.sqrt(p["v"].size)))
+    z = aw.nngp(
+        aw.Network(init, lambda p, x: depthwise(jax.nn.relu(x @ p["u"]), p["d"]) @ p["v"] / np.sqrt(p["v"].size))
+    )
     np.testing.assert_allclose(z(*LINE), summed, rtol=1e-10)
 
 

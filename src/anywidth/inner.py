@@ -33,7 +33,6 @@ from anywidth.kets import (
     Graph,
     Index,
     Node,
-    Pointwise,
     Product,
     Rows,
     Sum,
@@ -209,7 +208,8 @@ class Gram:
 
     def _split_like(self, x: Product, other: Product) -> Product:
         """The columns of x split into the blocks of the other's, the block index being contracted."""
-        assert x.col is not None and other.col is not None
+        assert x.col is not None
+        assert other.col is not None
         while len(x.col.splits) < len(other.col.splits):
             blocks = other.col.splits[len(x.col.splits)]
             operand = self.graph.split(x.operand, blocks)
@@ -225,7 +225,7 @@ class Gram:
         return self.graph.product(x.leaf, x.copy, operand, contracted, x.row, col, indices, x.line)  # type: ignore[return-value]
 
     def _summed(self, a: Product, b: Product, eps: bool) -> Any:
-        """sum over the contracted axes of both sides of [same entry of the parameter] * gram(operands)."""
+        """Sum over the contracted axes of both sides of [same entry of the parameter] * gram(operands)."""
         rank = a.rank
         ia, ib = dict(a.indices), dict(b.indices)
         if ia.keys() != ib.keys():
@@ -311,7 +311,7 @@ def _mixed(a: Product, b: Product, how: str) -> UnsupportedError:
 
 
 def weighted_sum(coef: Any, value: Any, k: int, lengths: Sequence[int]) -> Any:
-    """sum over the last k axes, of the given lengths, of coef * value; without ever building the product."""
+    """Sum over the last k axes, of the given lengths, of coef * value; without ever building the product."""
     if value is ZERO:
         return ZERO
     if k == 0:

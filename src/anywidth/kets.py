@@ -231,12 +231,12 @@ class Graph:
         key = (cls, key)
         if key in self.table:
             return self.table[key]
-        known = dict(
-            leaves=frozenset().union(*(c.leaves for c in children)),
-            loops=frozenset().union(*(c.loops for c in children)),
-            local=any(c.local for c in children) or self.local > 0,
-            gaussian=False,
-        )
+        known = {
+            "leaves": frozenset().union(*(c.leaves for c in children)),
+            "loops": frozenset().union(*(c.loops for c in children)),
+            "local": any(c.local for c in children) or self.local > 0,
+            "gaussian": False,
+        }
         node = cls(**(known | fields))
         self.table[key] = node
         self.keep.append(fields)  # ids in keys stay valid

@@ -191,8 +191,10 @@ NETWORKS = {
 
 def graph() -> tuple:
     """Aggregation over a dense adjacency, one for each example."""
-    pattern = np.random.default_rng(5).uniform(size=(3, 5, 5)) * (np.random.default_rng(6).uniform(size=(3, 5, 5)) < 0.5)
-    init, apply, kernel = stax.serial(
+    pattern = np.random.default_rng(5).uniform(size=(3, 5, 5)) * (
+        np.random.default_rng(6).uniform(size=(3, 5, 5)) < 0.5
+    )
+    _init, _apply, kernel = stax.serial(
         dense(), stax.Relu(), stax.Aggregate(aggregate_axis=1, batch_axis=0, channel_axis=2), dense(), stax.Relu(),
         stax.Aggregate(aggregate_axis=1, batch_axis=0, channel_axis=2), stax.GlobalAvgPool(), head(),
     )  # fmt: skip

@@ -176,9 +176,7 @@ def scatter(it: Interpreter, x: Value, indices: Value, updates: Value, **params:
             lambda f: (f[None] == jnp.arange(number)[:, None]).astype(u_dtype(it)).reshape((*targets, *source)), flat
         )
         t, rank = len(targets), len(targets) + len(wholes) + count
-        a = products.spread(
-            Det(onehot, ZERO_POWER, np.shape(onehot)), (*range(t), *range(t + len(wholes), rank)), rank
-        )
+        a = products.spread(Det(onehot, ZERO_POWER, np.shape(onehot)), (*range(t), *range(t + len(wholes), rank)), rank)
         b = products.spread(u, (*range(t + len(wholes), rank), *range(t, t + len(wholes))), rank)
         new = products.contraction(it, a, b, t + len(wholes))
     # axes: the places, then those that are kept whole
@@ -191,9 +189,7 @@ def u_dtype(it: Interpreter) -> Any:
     return it.eqn.outputs[0].dtype  # type: ignore[union-attr]
 
 
-def _written(
-    it: Interpreter, u: Ket, flat: Any, source: Sequence[int], targets: Sequence[int]
-) -> tuple[Any, Any]:
+def _written(it: Interpreter, u: Ket, flat: Any, source: Sequence[int], targets: Sequence[int]) -> tuple[Any, Any]:
     """What is written where, zero elsewhere, over the axes of the targets; and where something is written."""
     number = int(np.prod(targets))
 
@@ -208,9 +204,7 @@ def _written(
     stride, empty = 1, False
     for axis in reversed(range(len(source))):
         size = source[axis]
-        index = evaluated(
-            lambda o, s=stride, m=size: jnp.where(o < 0, -1, (o // s) % m).reshape(shape), origin
-        )
+        index = evaluated(lambda o, s=stride, m=size: jnp.where(o < 0, -1, (o // s) % m).reshape(shape), origin)
         if u.layout[axis]:
             _entries(it, entries, u.layout[axis], index, True)
         else:
@@ -223,7 +217,7 @@ def _written(
         rest = (1,) * (len(u.layout) - len(source))
         shape = (*targets, *rest)
         zeros_and_ones = evaluated(lambda m: m.astype(u_dtype(it)).reshape(shape), mask)
-        if not u.layout[:len(source)] or all(not atoms for atoms in u.layout[: len(source)]):
+        if not u.layout[: len(source)] or all(not atoms for atoms in u.layout[: len(source)]):
             out = linear.broadcast_in_dim(
                 it, u.relaid(u.layout[len(source) :]), shape=(*targets, *u.shape[len(source) :]),
                 broadcast_dimensions=tuple(range(t, t + len(rest))),

@@ -286,7 +286,9 @@ def _rejoined(it: Interpreter, parts: Sequence[Ket], dimension: int) -> Ket | No
     if any(len(p.layout[dimension]) > 1 for p in parts):
         return None
     try:
-        sizes = common_sizes([(*p.layout[:dimension], (), *p.layout[dimension + 1 :]) for p in parts], len(parts[0].layout))
+        sizes = common_sizes(
+            [(*p.layout[:dimension], (), *p.layout[dimension + 1 :]) for p in parts], len(parts[0].layout)
+        )
     except UnsupportedError:
         return None
     whole: list[Any] = [list(s) for s in sizes]
@@ -304,14 +306,18 @@ def _rejoined(it: Interpreter, parts: Sequence[Ket], dimension: int) -> Ket | No
         return None
     rank, entries = nodes[0].rank, []
     for size, own in zip(bases[0].shape, zip(*views, strict=True), strict=True):
-        if all(e is own[0] or e == own[0] for e in own) and own[0] != axis and (
-            isinstance(own[0], int) or np.shape(own[0].array)[axis] == 1
+        if (
+            all(e is own[0] or e == own[0] for e in own)
+            and own[0] != axis
+            and (isinstance(own[0], int) or np.shape(own[0].array)[axis] == 1)
         ):
             entries.append(own[0])
             continue
         arrays = []
         for e, p in zip(own, parts, strict=True):
-            at = np.arange(size).reshape([size if i == e else 1 for i in range(rank)]) if isinstance(e, int) else e.array
+            at = (
+                np.arange(size).reshape([size if i == e else 1 for i in range(rank)]) if isinstance(e, int) else e.array
+            )
             shape = list(np.shape(at))
             if shape[axis] == 1:
                 shape[axis] = int(p.shape[dimension])  # type: ignore[call-overload]

@@ -78,9 +78,7 @@ def _split_one(it: Interpreter, x: Any, axis: int, shape: Sequence[int]) -> Any:
 
 
 def _read(v: Any, axis: int, index: np.ndarray, shape: Sequence[int]) -> Any:
-    out = jnp.take(v, np.maximum(index, 0).ravel(), axis).reshape(
-        (*v.shape[:axis], *index.shape, *v.shape[axis + 1 :])
-    )
+    out = jnp.take(v, np.maximum(index, 0).ravel(), axis).reshape((*v.shape[:axis], *index.shape, *v.shape[axis + 1 :]))
     return jnp.where((index >= 0).reshape(shape), out, jnp.zeros((), out.dtype))
 
 
@@ -132,7 +130,7 @@ def convolution(
 
 
 def _grouped(it: Interpreter, x: Value, w: Value, d: int, groups: int) -> Value:
-    """The product, summed over offsets and channels: axes batch, positions, (group,) output channel | offsets, channel."""
+    """The product, summed over offsets and channels."""
     position, offset = list(range(d + 1)), [d + 2 + i for i in range(d)]
     if groups == 1:
         rank = 2 * d + 3
@@ -155,8 +153,8 @@ def _depthwise(it: Interpreter, x: Value, w: Value, d: int, groups: Any) -> Valu
     """One group for each channel: a product coordinate by coordinate, summed over the offsets."""
     if x.shape[-1] != groups or w.shape[-2] != 1:
         raise UnsupportedError(
-            "a grouped convolution whose number of groups grows with the width and whose groups are of fixed size: use a "
-            "fixed number of groups, or one for each channel"
+            "the number of groups of a convolution grows with the width and their size does not: use a fixed number of "
+            "groups, or one for each channel"
         )
     if w.shape[-1] != groups:
         raise UnsupportedError("a depthwise convolution with several outputs for each channel: apply several of them")
@@ -174,7 +172,7 @@ def _depthwise(it: Interpreter, x: Value, w: Value, d: int, groups: Any) -> Valu
 def _windows(
     it: Interpreter, x: Any, dimensions: Any, strides: Any, padding: Any, base: Any, dilation: Any
 ) -> tuple[Any, tuple[int, ...], list[np.ndarray]]:
-    """x with an axis of offsets after each axis that a window slides over; where they are, and what they read."""
+    """X with an axis of offsets after each axis that a window slides over; where they are, and what they read."""
     output = it.eqn.outputs[0].shape  # type: ignore[union-attr]
     offsets, indices = [], []
     for axis in reversed(range(len(x.shape))):
