@@ -6,8 +6,8 @@ the matrix as the user ordered it, and holds a piece of every group that has exa
 
 >>> from anywidth.examples import dataset
 >>> data = dataset([np.ones(2), np.ones(3), np.ones(2), np.ones(3), np.ones(2)])
->>> [[(p.group, p.start, p.stop, p.where) for p in panel.pieces] for panel in panels(data, 3)]
-[[(0, 0, 2, array([0, 2])), (1, 0, 1, array([1]))], [(0, 2, 3, array([1])), (1, 1, 2, array([0]))]]
+>>> [[(p.group, p.start, p.stop) for p in panel.pieces] for panel in panels(data, 3)]
+[[(0, 0, 2), (1, 0, 1)], [(0, 2, 3), (1, 1, 2)]]
 """
 
 from collections.abc import Iterator, Sequence
