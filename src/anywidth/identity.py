@@ -10,6 +10,7 @@ import numpy as np
 from anywidth import _compat
 from anywidth.examples import Dataset
 from anywidth.fingerprint import data_fingerprint, kernel_fingerprint
+from anywidth.parameters import read_parameters
 
 __all__ = ["differences", "identity"]
 
@@ -102,8 +103,6 @@ def _shown(value: Any) -> str:
 
 def _parameters(network: Any) -> dict[str, str]:
     """The distributions of the parameters, for people; what counts is in the program."""
-    from anywidth.kernels import read_parameters
-
     if network is None:
         return {}
     out = {}
