@@ -107,7 +107,7 @@ def _parameters(network: Any) -> dict[str, str]:
         return {}
     out = {}
     for item in read_parameters(network, jnp.float32).items:
-        shape = ", ".join(map(str, item.leaf.shape))
+        shape = ", ".join(map(str, item.leaf.shape)) + ("," if len(item.leaf.shape) == 1 else "")
         mean = "" if item.mean is None else f", mean={float(item.mean[0]):.6g}"
         out[item.leaf.name] = f"Normal(({shape}), var={float(item.leaf.var):.6g}{mean})"
     return out
