@@ -205,18 +205,48 @@ def test_maximal_update_has_no_nngp():
         aw.kernels(maximal_update())(x, y)
 
 
-def test_learning_that_is_lost_is_refused():
-    """A branch of lower order that learns fast: its share of the NTK is of order one, and has no rule."""
+def lower_branch(deep):
+    """A branch that is nothing against what it is added to; `deep` if it is a layer of its own."""
 
     def init(n):
-        return {"U": Normal((n, 3)), "B": Normal((n, 3)), "v": Normal((n,))}
+        return {"U": Normal((n, 3)), "B": Normal((n, 3), 0.5), "W": Normal((n, n)), "v": Normal((n,))}
 
     def apply(p, x):
         n = p["v"].size
-        return p["v"] @ relu(p["U"] @ x + p["B"] @ x / jnp.sqrt(n)) / jnp.sqrt(n)
+        h = p["U"] @ x
+        branch = p["W"] @ relu(h) / n if deep else p["B"] @ x / jnp.sqrt(n)
+        return p["v"] @ relu(h + branch) / jnp.sqrt(n)
 
-    net = Network(init, apply)
+    return Network(init, apply)
+
+
+def test_a_parameter_of_lower_order_may_learn():
+    """As a bias of variance 1/n does, or weights divided by sqrt(n) with rate n: here they learn as U does."""
+    net, plain = lower_branch(deep=False), lower_branch(deep=True)
+    rates = {"U": 2.0, "W": 0.0, "B": 0.0}
+    expected = aw.ntk(plain, lr=rates)(x, y)
+    np.testing.assert_allclose(aw.ntk(net, lr=lambda n: {"B": n})(x, y), expected, rtol=1e-13)
+    np.testing.assert_allclose(aw.ntk(net)(x, y), aw.ntk(plain, lr={"W": 0.0})(x, y), rtol=1e-13)
+    np.testing.assert_allclose(aw.nngp(net)(x, y), aw.nngp(plain)(x, y), rtol=1e-13)
+
+
+def test_a_parameter_of_lower_order_that_is_used_elsewhere():
+    """Its variance counts in the other place, so it is not taken for zero."""
+
+    def apply(p, x):
+        n = p["v"].size
+        h = relu(p["U"] @ x + p["B"] @ x / jnp.sqrt(n)) + relu(p["B"] @ x)
+        return p["v"] @ h / jnp.sqrt(n)
+
+    net = Network(lower_branch(deep=False).init, apply)
+    without = Network(net.init, lambda p, x: p["v"] @ (relu(p["U"] @ x) + relu(p["B"] @ x)) / jnp.sqrt(p["v"].size))
+    np.testing.assert_allclose(tuple(aw.kernels(net)(x, y)), tuple(aw.kernels(without)(x, y)), rtol=1e-13)
+
+
+def test_learning_that_is_lost_is_refused():
+    """A layer of lower order that learns fast: its share of the NTK is of order one, and has no rule."""
+    net = lower_branch(deep=True)
     assert np.isfinite(aw.ntk(net)(x, y))
     with pytest.raises(aw.UnsupportedError, match="adds nothing to the output"):
-        aw.ntk(net, lr=lambda n: {"B": n})(x, y)
+        aw.ntk(net, lr=lambda n: {"W": n})(x, y)
     assert np.isfinite(aw.nngp(net)(x, y))

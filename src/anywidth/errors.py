@@ -37,7 +37,10 @@ class NeedsUnroll(Exception):
 
 
 class Resized(Exception):
-    """Internal: a parameter that is zero gets another size (power of n), that of what it is added to."""
+    """Internal: a parameter that is zero gets another size (power of n), that of what it is added to.
+
+    None: it is not only added to what is greater, and keeps its own.
+    """
 
     def __init__(self, leaf: Any, size: Any) -> None:
         super().__init__(f"{leaf} is read again")

@@ -38,6 +38,7 @@ from anywidth.kets import Const, Contract, Graph, Index, Leaf, Node, Product, Su
 from anywidth.network import Network, Normal
 from anywidth.parameters import Parameters, read_parameters, read_program, run
 from anywidth.rates import Rates, suggestion
+from anywidth.rules.elementwise import outermost
 from anywidth.trace import WIDTHS, Program
 from anywidth.values import Ax, Cat, Det, Ket, Mat, Value
 
@@ -202,7 +203,7 @@ def pair(net: Network, which: str, x: Any, y: Any, sampler: Sampler | None = Non
     The NNGP kernel, or the NTK, or ("both") the two.
     """
     sampler = sampler or Sampler()
-    unrolled, sizes = False, dict[Any, Fraction]()
+    unrolled, sizes = False, dict[Any, Fraction | None]()
     while True:
         try:
             return _pair(net, which, x, y, sampler, lr, sizes, unrolled)
@@ -215,7 +216,7 @@ def pair(net: Network, which: str, x: Any, y: Any, sampler: Sampler | None = Non
 
 
 def _pair(
-    net: Network, which: str, x: Any, y: Any, sampler: Sampler, lr: Rates, sizes: dict[Any, Fraction], unrolled: bool
+    net: Network, which: str, x: Any, y: Any, sampler: Sampler, lr: Rates, sizes: dict[Any, Any], unrolled: bool
 ) -> Any:
     """The two interpretations, and the derivative in epsilon."""
     dtype = jnp.result_type(
@@ -232,6 +233,7 @@ def _pair(
         program, tree = read_program(net, parameters, example, dtype)
         it = Interpreter(graph, gram, copy, unrolled=unrolled)
         values = run(it, program, parameters, example)
+        _only_added(graph, values, parameters)
         try:
             outputs.append([check_output(v, program, it.dropped, which, parameters, lr) for v in values])
         except NoLimitError as e:
@@ -257,6 +259,32 @@ def _pair(
     value, slope = jax.jvp(at, (zero,), (jnp.ones((), dtype),))
     value, slope = jax.tree.unflatten(tree, value), jax.tree.unflatten(tree, slope)
     return slope if which == "ntk" else (value, slope)
+
+
+def _only_added(graph: Graph, outputs: Sequence[Value], parameters: Parameters) -> None:
+    """Takes back that a parameter is nothing, where it is not always added to what is greater."""
+    lesser = {p.leaf for p in parameters.items if p.leaf.lesser}
+    if not lesser:
+        return
+
+    def alone(x: Node) -> Leaf | None:
+        leaf = outermost(x)
+        return leaf if leaf in lesser and x.leaves == {leaf} else None
+
+    for value in outputs:
+        if isinstance(value, Ket) and alone(value.node):
+            raise Resized(alone(value.node), None)
+    for node in [x for x in graph.table.values() if isinstance(x, Node) and not alone(x)]:
+        if isinstance(node, Sum) and any(outermost(t) not in lesser for _, t in node.terms):
+            continue
+        children = [
+            getattr(node, "operand", None),
+            *getattr(node, "args", ()),
+            *(t for _, t in getattr(node, "terms", ())),
+        ]
+        for child in children:
+            if child is not None and (leaf := alone(child)) is not None:
+                raise Resized(leaf, None)
 
 
 # --- the output -------------------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ class Leaf:
     speed: Fraction = Fraction(0)
     lr: Array | None = None  # None: one
     frozen: bool = False
-    movable: bool = False  # it is zero, and its size may still be chosen
+    movable: bool = False  # its size may still be chosen, if it is zero or nothing against what it is added to
+    lesser: bool = False  # it counts as zero because it is nothing against what it is added to
     path: tuple[Any, ...] = ()
 
     def share(self, output: Fraction) -> Fraction:

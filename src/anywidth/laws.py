@@ -172,8 +172,8 @@ def _kept(eqn: Any) -> dict[str, Any]:
 
 _ELEMENTWISE: dict[str, Any] = {
     "add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "neg": np.negative,
-    "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "square": np.square, "exp": np.exp, "log": np.log, "abs": np.abs,
-    "pow": np.power, "integer_pow": lambda x, y: x**y, "max": np.maximum, "min": np.minimum,
+    "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "square": np.square, "exp": np.exp, "log": np.log,
+    "abs": np.abs,    "pow": np.power, "integer_pow": lambda x, y: x**y, "max": np.maximum, "min": np.minimum,
 }  # fmt: skip
 
 

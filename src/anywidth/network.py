@@ -73,6 +73,60 @@ class Network:
     init: Callable[[int], PyTree[Normal]]
     apply: Callable[[Any, Any], Array]
 
+    @staticmethod
+    def from_flax(build: Callable[..., Any], example: Any, **options: Any) -> "Network":
+        """The network of a Flax module that can be built at any width.
+
+        The parameters are the module's, as nested dictionaries, and their distributions are read off its own
+        initialisers by tracing them at several widths: normal, truncated normal, uniform or constant entries, of any
+        scale c n^p. `Network.sample` draws Gaussians of their mean and variance. Flax's default is the standard
+        parametrization, whose NTK diverges without learning rates: see `lr` of `ntk`.
+
+        Args:
+            build: `build(n)` returns a linen module, or `build(n, rngs)` an nnx module.
+            example: one example, without a batch axis (arrays, or anything with a shape and a dtype).
+            method: what to call, by default `__call__`: the name of a method, or a function (module, x), such as
+                `lambda m, x: m(x, deterministic=True)`.
+            params: nested dictionaries of `Normal`, or of functions of n that return one, for the parameters whose
+                distribution is not to be read, or cannot be (an orthogonal initialiser, say). Their shape is ignored.
+            laws: entries that are not Gaussian have the limit of Gaussian ones where they are contracted over the
+                width; elsewhere (the weights of a few inputs) their law matters. "refuse" raises there; "gaussian"
+                takes Gaussians of the same mean and variance.
+
+        Raises:
+            InputError: if the distribution of a parameter cannot be read, with its name; if it matters and is not
+                Gaussian; if the module keeps state (batch statistics), which a network does not.
+            NoLimitError: if the module changes with its width in other ways than in its sizes.
+            ImportError: if flax is not installed.
+
+        Example:
+            >>> import flax.linen as nn, jax.numpy as jnp
+            >>> net = Network.from_flax(
+            ...     lambda n: nn.Sequential([nn.Dense(n), nn.relu, nn.Dense(1)]), jnp.ones(3), laws="gaussian"
+            ... )
+            >>> net.init(8)["layers_2"]["kernel"]
+            Normal(shape=(8, 1), var=0.125, mean=0.0)
+        """
+        from anywidth.modules import from_flax
+
+        return from_flax(build, example, **options)
+
+    @staticmethod
+    def from_equinox(build: Callable[..., Any], example: Any, **options: Any) -> "Network":
+        """The network of an Equinox module that can be built at any width.
+
+        The parameters are the module's floating-point arrays, as nested dictionaries of its fields (indices of
+        lists are numbers). Arguments and errors as of `from_flax`.
+
+        Args:
+            build: `build(n, key)` returns the module.
+            example: one example.
+            **options: `method`, `params` and `laws` as of `from_flax`.
+        """
+        from anywidth.modules import from_equinox
+
+        return from_equinox(build, example, **options)
+
     def sample(self, key: Key[Array, ""], n: int, dtype: Any = None) -> PyTree[Array]:
         """Draw the parameters of the network at width n.
 

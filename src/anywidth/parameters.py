@@ -3,7 +3,8 @@
 The entries of a parameter are n^a times numbers of order one, a its *size*: half the power of its variance. Its
 epsilon is lr n^r, which is n^(r - 2a) in these units, its *speed*: where the output is of order n^p, its share of the
 NTK is of order n^(2p + speed), however it enters. A parameter with no variance is zero and has no size of its own:
-it gets that of what it is added to (`Resized`).
+it gets that of what it is added to (`Resized`). So does one that is of lower order than what it is added to, as a bias
+of variance 1/n: in the limit it is zero, and it is learning all the same.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ class Parameters(NamedTuple):
 
 
 def read_parameters(
-    net: Network, dtype: Any, lr: Rates = None, sizes: Mapping[tuple[Any, ...], Fraction] | None = None
+    net: Network, dtype: Any, lr: Rates = None, sizes: Mapping[tuple[Any, ...], Fraction | None] | None = None
 ) -> Parameters:
-    """What `init` says at three widths. `sizes` are those found for parameters without a variance.
+    """What `init` says at three widths. `sizes` are those found for parameters that are zero in the limit;
+    None for one that keeps its own.
 
     Raises:
         TypeError: a leaf of init(n) is not a Normal.
@@ -102,7 +104,7 @@ def _parameter(
     numbers: tuple[tuple[Any, Fraction], tuple[Any, Fraction]],
     rate: tuple[Any, Fraction],
     dtype: Any,
-    sizes: Mapping[tuple[Any, ...], Fraction],
+    sizes: Mapping[tuple[Any, ...], Fraction | None],
 ) -> Parameter:
     name = jax.tree_util.keystr(keys) or "parameter"
     path = path_of(keys)
@@ -122,7 +124,10 @@ def _parameter(
     still = not _compat.is_tracer(var) and float(var) == 0
     # randomness of lower order than the mean is nothing, but it is learning all the same
     still = still or (has_mean and len(wides) < 2 and mean_power > power / 2)
-    size = (mean_power if has_mean else sizes.get(path, Fraction(0))) if still else power / 2
+    moved = sizes.get(path)
+    lesser = moved is not None and not still
+    still = still or lesser
+    size = mean_power if still and has_mean else moved if moved is not None else Fraction(0) if still else power / 2
     factor, rate_power = rate
     leaf = Leaf(
         name, shape, jnp.asarray(0.0 if still else var, dtype), still,
@@ -130,7 +135,8 @@ def _parameter(
         speed=rate_power - 2 * size,
         lr=None if not _compat.is_tracer(factor) and float(factor) == 1 else jnp.asarray(factor, dtype),
         frozen=is_frozen(factor),
-        movable=still and not has_mean and path not in sizes,
+        movable=not has_mean and path not in sizes,
+        lesser=lesser,
         path=path,
     )  # fmt: skip
     number = jnp.asarray(mean, dtype) if _compat.is_tracer(mean) else np.asarray(mean, dtype)

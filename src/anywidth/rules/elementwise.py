@@ -143,6 +143,9 @@ def total(it: Interpreter, terms: Sequence[tuple[float, Any]]) -> Ket:
     top = _top([x for _, x in live])
     for _, x in live:
         if x.power < top and isinstance(x, Ket):
+            leaf = outermost(x.node)
+            if leaf is not None and leaf.movable and x.node.leaves == {leaf}:
+                raise Resized(leaf, leaf.size + top - x.power)
             it.dropped += [(leaf, x.power - top, it.eqn) for leaf in x.node.leaves]
     live = [(s, x) for s, x in live if x.power == top] or [terms[0] if isinstance(terms[0][1], Ket) else terms[1]]
     keep = next(x for _, x in terms if isinstance(x, Ket))
@@ -160,11 +163,11 @@ def _rank(x: Any, rank: int) -> Any:
 
 def _top(terms: Sequence[Det | Ket]) -> Fraction:
     """The dominant power of n. What is zero for certain, as the product with a zero-initialised matrix, has none."""
-    zeros = [x for x in terms if isinstance(x, Ket) and (leaf := _outermost(x.node)) is not None and leaf.zero_var]
+    zeros = [x for x in terms if isinstance(x, Ket) and (leaf := outermost(x.node)) is not None and leaf.zero_var]
     others = [x.power for x in terms if not any(x is z for z in zeros)]
     top = max(others or [x.power for x in zeros], default=ZERO_POWER)
     for x in zeros:
-        leaf = _outermost(x.node)
+        leaf = outermost(x.node)
         if x.power != top and leaf.movable:
             raise Resized(leaf, leaf.size + top - x.power)
         if x.power > top:
@@ -175,7 +178,7 @@ def _top(terms: Sequence[Det | Ket]) -> Fraction:
     return top
 
 
-def _outermost(node: Any) -> Any:
+def outermost(node: Any) -> Any:
     """The parameter of a node that is one product, possibly scaled or seen through a view."""
     while not isinstance(node, Product):
         if isinstance(node, View | Contract):
