@@ -1256,3 +1256,6 @@ def linear_attention():
         return jax.nn.relu(k @ memory).mean(0) @ p["v"] / jnp.sqrt(n)
 
     return init, apply
+
+
+import strangers  # noqa: E402, F401  registers more cases

@@ -66,7 +66,8 @@ def looped(
 ) -> list[Value]:
     eqn = it.eqn
     used = dict(it.used)
-    if length > 1 and not it.unrolled:
+    nested = it.graph.local > 0 and any(isinstance(x, Ket | Cat) or _is_wide(x) for x in carry)
+    if length > 1 and not it.unrolled and not nested:
         try:
             return Body(it, body, consts, carry, xs, length, reverse).run()
         except NeedsUnroll:
@@ -77,6 +78,10 @@ def looped(
             f"a loop of {length} steps has to be unrolled: its carry enters more than products with parameters"
         )
     return unrolled(it, body, consts, carry, xs, length, reverse)
+
+
+def _is_wide(x: Value) -> bool:
+    return isinstance(x, Det) and any(map(is_wide, x.shape))
 
 
 @dataclass(frozen=True)
@@ -294,7 +299,7 @@ class Body:
             dets, states = carried
             k, xs = at
             with sealed(gram):
-                _, child, outs = self.interpret(k, dets, xs, kinds, dict(zip(self.keys, states, strict=True)))
+                frame, child, outs = self.interpret(k, dets, xs, kinds, dict(zip(self.keys, states, strict=True)))
                 new = []
                 for key, old in zip(self.keys, states, strict=True):
                     value = self.advance(child, outs, self.asked[key])
@@ -305,7 +310,7 @@ class Body:
             for v in outs:
                 if isinstance(v, Ket):
                     _collect(v.node, arrays)
-            found.update(outs=outs, arrays=list(arrays.values()))
+            found.update(outs=outs, arrays=list(arrays.values()), dyn=frame.dyn_left)
             next_dets = [
                 jnp.broadcast_to(jnp.asarray(outs[i].val, d.dtype), d.shape) for i, d in zip(det_at, dets, strict=True)
             ]
@@ -314,7 +319,7 @@ class Body:
 
         xs = [jnp.asarray(x.val) for x in self.xs if isinstance(x, Det)]
         (last_dets, _), (states, arrays, ys) = lax.scan(step, (first_dets, self.inits), (jnp.arange(self.length), xs))
-        lift = Lift(g, self.length, {id(a): s for a, s in zip(found["arrays"], arrays, strict=True)})
+        lift = Lift(g, self.length, {id(a): s for a, s in zip(found["arrays"], arrays, strict=True)}, found["dyn"])
         outs = found["outs"]
         self.loop.nexts = [lift(v.node) if isinstance(v, Ket) else None for v in outs[: len(kinds)]]  # type: ignore[misc]
         if not gram.sealed:
@@ -353,7 +358,6 @@ def _merged(kind: Kind, v: Value) -> Kind:
     """The kind of a carry that starts as `kind` and is `v` after a step."""
     if isinstance(v, Det):
         if kind.ket:
-            v = Ket(None, (), v.power) if False else v  # type: ignore[arg-type]
             raise NeedsUnroll("a carry starts random and becomes deterministic")
         if not kind.zero and not v.zero and v.power != kind.power:
             raise NoLimitError(f"a loop multiplies what it carries by n^{v.power - kind.power} at every step")
@@ -416,6 +420,7 @@ class Lift:
     graph: Graph
     length: int
     stacked: dict[int, Any]
+    dyn: Dyn  # the running step
     done: dict[Node, Node] = field(default_factory=dict)
 
     def __call__(self, node: Node) -> Node:
@@ -440,17 +445,15 @@ class Lift:
             return g.view(node, self.shift(rank))
         if isinstance(node, View):
             x = node.operand
-            if x.local:
-                return self(g.push(node)) if g.push(node) is not node else node
-            entries: list[Any] = []
+            entries: list[Any] = [0] if x.local else []  # the time of what is viewed is the time of the view
             for e in node.view.entries:
                 if isinstance(e, Dyn):
-                    entries.append(0)
+                    entries.append(0 if e is self.dyn else e)
                 elif isinstance(e, Index):
                     entries.append(g.index(self.array(e.array, rank)))
                 else:
                     entries.append(e + 1)
-            return g.view(x, ViewMap(rank + 1, tuple(entries)))
+            return g.view(self(x) if x.local else x, ViewMap(rank + 1, tuple(entries)))
         if isinstance(node, Product):
             inner = rank + node.contracted
             indices = tuple((k, self.array(a, inner)) for k, a in node.indices)

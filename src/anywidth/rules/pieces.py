@@ -85,6 +85,8 @@ def distribute(it: Interpreter, eqn: Eqn, inputs: list[Value]) -> Any:
         return _convolution(it, eqn, *inputs)
     if name in ALONG_FINITE and isinstance(x, Cat) and is_wide(x.shape[x.axis]):
         return Cat(tuple(_one(it, _narrowed(eqn, p, x.axis), [p, *inputs[1:]]) for p in x.parts), x.axis)
+    if name == "stack":
+        return _stack(it, eqn, inputs)
     if isinstance(x, Cat):
         return _RULES[name](it, eqn, x, inputs) if name in _RULES else _merged_or_refused(it, eqn, inputs)
     return _merged_or_refused(it, eqn, inputs)
@@ -227,6 +229,52 @@ def _transpose(it: Interpreter, eqn: Eqn, x: Cat, inputs: Any) -> Any:
     return Cat(tuple(_one(it, eqn, [p]) for p in x.parts), axis)
 
 
+def _stack(it: Interpreter, eqn: Eqn, inputs: list[Value]) -> Any:
+    cats = [x for x in inputs if isinstance(x, Cat)]
+    axis, new = cats[0].axis, eqn.params["axis"]
+    sizes = _common_cuts([c for c in cats if c.axis == axis])
+    columns = [parts_like(it, x, axis, sizes) for x in inputs]
+    return joined(it, [_one(it, eqn, list(row)) for row in zip(*columns, strict=True)], axis + (new <= axis))
+
+
+def _expand_dims(it: Interpreter, eqn: Eqn, x: Cat, inputs: Any) -> Any:
+    new = eqn.params["dimensions"]
+    kept = [i for i in range(len(x.shape) + len(new)) if i not in new]
+    return Cat(tuple(_one(it, eqn, [p]) for p in x.parts), kept[x.axis])
+
+
+def _rev(it: Interpreter, eqn: Eqn, x: Cat, inputs: Any) -> Any:
+    parts = tuple(_one(it, eqn, [p]) for p in x.parts)
+    return Cat(parts[::-1] if x.axis in eqn.params["dimensions"] else parts, x.axis)
+
+
+def _cumsum(it: Interpreter, eqn: Eqn, x: Cat, inputs: Any) -> Any:
+    if eqn.params["axis"] == x.axis:
+        return _merged_or_refused(it, eqn, inputs)
+    return Cat(tuple(_one(it, eqn, [p]) for p in x.parts), x.axis)
+
+
+def _gather(it: Interpreter, eqn: Eqn, x: Cat, inputs: Any) -> Any:
+    """Indexing along other axes, part by part."""
+    dims = eqn.raw["dimension_numbers"]
+    if x.axis in dims.start_index_map or x.axis in dims.collapsed_slice_dims or dims.operand_batching_dims:
+        return _merged_or_refused(it, eqn, inputs)
+    kept = [a for a in range(len(x.shape)) if a not in dims.collapsed_slice_dims]
+    parts = []
+    for p, size in zip(x.parts, x.sizes, strict=True):
+        sizes = tuple(size if a == x.axis else s for a, s in enumerate(eqn.params["slice_sizes"]))
+        part = it.ket(p) if isinstance(p, Det) else p
+        parts.append(_one(it, replace(eqn, params=eqn.params | {"slice_sizes": sizes}), [part, inputs[1]]))
+    return Cat(tuple(parts), dims.offset_dims[kept.index(x.axis)])
+
+
+def _tile(it: Interpreter, eqn: Eqn, x: Cat, inputs: Any) -> Any:
+    """Repeated along its own axis the parts come again; along the others each part is repeated by itself."""
+    reps = list(eqn.params["reps"])
+    again, reps[x.axis] = reps[x.axis], 1
+    return Cat(tuple(linear.tile(it, p, reps=tuple(reps)) for p in x.parts) * again, x.axis)
+
+
 def _squeeze(it: Interpreter, eqn: Eqn, x: Cat, inputs: Any) -> Any:
     dims = eqn.params["dimensions"]
     return Cat(tuple(_one(it, eqn, [p]) for p in x.parts), x.axis - sum(d < x.axis for d in dims))
@@ -295,5 +343,6 @@ def _reshape(it: Interpreter, eqn: Eqn, x: Cat, inputs: Any) -> Any:
 
 _RULES = {
     "transpose": _transpose, "squeeze": _squeeze, "broadcast_in_dim": _broadcast, "slice": _slice, "split": _split,
-    "reduce_sum": _reduce_sum, "reshape": _reshape,
+    "reduce_sum": _reduce_sum, "reshape": _reshape, "expand_dims": _expand_dims, "rev": _rev, "cumsum": _cumsum,
+    "tile": _tile, "gather": _gather,
 }  # fmt: skip

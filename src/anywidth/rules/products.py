@@ -302,6 +302,8 @@ def inner_product(it: Interpreter, a: Ket, b: Ket, outer: int) -> Value:
     """x.y over the width: n times a number, or a readout where one side is a parameter of its own."""
     for v, s in ((a, b), (b, a)):
         out = readout(it, v, s, outer)
+        if out is None:
+            out = bilinear(it, v, s, outer)
         if out is not None:
             return out
     (x, y), layout, summed = _aligned(it, [a, b], outer)
@@ -371,6 +373,45 @@ def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
     if factor != 1.0:
         node = it.graph.scale(factor, node)
     return Ket(node, layout[:outer], v.power + s.power + Fraction(1, 2))
+
+
+def bilinear(it: Interpreter, g: Ket, s: Ket, outer: int) -> Ket | None:
+    """(v W) . s, the product v . (W s) from the left: Gaussian too, if v and s are independent of W and each other.
+
+    As a parameter, W is summed over both of its width axes; v and s live on different ones, so that what it is
+    multiplied with has the inner product <v, v'> <s, s'>, which is that of v s coordinate by coordinate.
+    """
+    node = g.node
+    while isinstance(node, View):
+        pushed = it.graph.push(node)
+        if pushed is node:
+            return None
+        node = pushed
+    if not isinstance(node, Product) or node.col is None or node.row is None or node.leaves & s.node.leaves:
+        return None
+    (x, y), layout, summed = _aligned(it, [g, s], outer)
+    if any(isinstance(a, Wide) for axis in layout[:outer] for a in axis):
+        return None
+    inner = x.node
+    while isinstance(inner, View):
+        inner = it.graph.push(inner)
+    if not isinstance(inner, Product) or inner.col is None or inner.row is None or inner.row.splits:
+        return None
+    # axes: those of the result, the summed finite ones, and those that the product itself contracts
+    right = it.graph.view(y.node, expand(y.node.rank, inner.contracted))
+    expressions, args, coefs = it.expression([inner.operand, right])
+    both = it.graph.pointwise(("mul", (), *expressions), args, coefs)
+    rows = float(affine(inner.row.size)[0])
+    operand = both if rows == 1.0 else it.graph.scale(rows**0.5, both)
+    line = it.eqn.line  # type: ignore[union-attr]
+    out = it.graph.product(
+        inner.leaf, it.copy, operand, summed + inner.contracted, None, inner.col, inner.indices, line
+    )
+    full = np.broadcast_shapes(operand.shape, *(np.shape(i) for _, i in inner.indices))
+    kept = len(full) - summed - inner.contracted
+    lengths = lengths_of(layout, outer)
+    factor = float(np.prod([n for n, f in zip(lengths, full[kept : kept + summed], strict=True) if f == 1], initial=1))
+    return Ket(out if factor == 1.0 else it.graph.scale(factor, out), layout[:outer], g.power + s.power + Fraction(1, 2))
 
 
 def _seen(leaf: Leaf, node: Node) -> bool:
