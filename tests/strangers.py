@@ -1,4 +1,4 @@
-"""More networks as strangers write them, each in a style that `networks.py` does not have; `networks.py` imports them."""
+"""More networks as strangers write them, in styles that `networks.py` does not have; it imports them."""
 
 import dataclasses
 import functools
@@ -48,7 +48,11 @@ def scopes_and_float32_constants():
     gain = np.float32(math.sqrt(2))
 
     def init(n):
-        return {"enc": {"kernel": Normal((3, n))}, "mid": {"kernel": Normal((n, n)), "bias": Normal((n,), 0.05)}, "v": Normal((n,))}
+        return {
+            "enc": {"kernel": Normal((3, n))},
+            "mid": {"kernel": Normal((n, n)), "bias": Normal((n,), 0.05)},
+            "v": Normal((n,)),
+        }
 
     @functools.partial(jax.checkpoint, static_argnums=(2,))
     def layer(p, h, fan_in):
@@ -87,7 +91,11 @@ class Block(NamedTuple):
 )
 def dataclass_input_namedtuple_params():
     def init(n):
-        return {"embed": Normal((3, n)), "blocks": (Block(Normal((n, 2 * n)), Normal((2 * n, n))),) * 1, "out": Normal((n,))}
+        return {
+            "embed": Normal((3, n)),
+            "blocks": (Block(Normal((n, 2 * n)), Normal((2 * n, n))),) * 1,
+            "out": Normal((n,)),
+        }
 
     def apply(p, x):
         n = p["out"].shape[0]
@@ -317,7 +325,12 @@ def heads_by_vmap_out_axes():
     heads = 2
 
     def init(n):
-        return {"E": Normal((3, n)), "Q": Normal((n, heads, n // heads)), "V": Normal((n, heads, n // heads)), "v": Normal((n,))}
+        return {
+            "E": Normal((3, n)),
+            "Q": Normal((n, heads, n // heads)),
+            "V": Normal((n, heads, n // heads)),
+            "v": Normal((n,)),
+        }
 
     def apply(p, x):
         n = p["E"].shape[1]
@@ -378,24 +391,6 @@ def pre_norm_transformer():
     return init, apply
 
 
-@case(sx, sy, "rms_norm sandwich gain residual relu lengths")
-def rms_norm_of_a_branch():
-    def init(n):
-        return {"E": Normal((3, n)), "A": Normal((n, n)), "B": Normal((n, n)), "g": Normal((n,), mean=1.0, var=0.0), "v": Normal((n,))}
-
-    def rms(h):
-        return h / jnp.sqrt((h**2).mean(-1, keepdims=True))
-
-    def apply(p, x):
-        n = p["v"].shape[-1]
-        h = x @ p["E"]
-        branch = jax.nn.relu(h @ p["A"] / n**0.5) @ p["B"] / n**0.5
-        h = h + p["g"] * rms(branch)
-        return rms(h).sum(0) @ p["v"] / n**0.5
-
-    return init, apply
-
-
 # ---- Functions --------------------------------------------------------------------------------------------
 
 
@@ -447,17 +442,6 @@ def _library(name, phi, scale=1.0, kinds="quadrature"):
 
 
 _library("relu6", jax.nn.relu6, 4.0)
-_library("celu", jax.nn.celu)
-_library("selu", jax.nn.selu)
-_library("mish", jax.nn.mish)
-_library("log_sigmoid", jax.nn.log_sigmoid)
-_library("soft_sign", jax.nn.soft_sign)
-_library("hard_swish", jax.nn.hard_swish, 2.0)
-_library("squareplus", jax.nn.squareplus)
-_library("hard_sigmoid", jax.nn.hard_sigmoid, 2.0)
-_library("hard_silu", jax.nn.hard_silu, 2.0)
-_library("log1p_abs", lambda z: jnp.sign(z) * jnp.log1p(jnp.abs(z)))
-_library("triangle_wave", lambda z: jnp.abs(z - 0.5) - jnp.abs(z + 0.25))
 
 
 # ---- Weight tying across branches, several readouts, a batch of examples ----------------------------------
@@ -484,21 +468,5 @@ def integers_as_numbers():
     def apply(p, x):
         n = p["b"].shape[0]
         return p["v"] @ lax.erf(p["U"] @ x / 2 + p["b"]) / jnp.sqrt(n)
-
-    return init, apply
-
-
-@case(sx, sy, "dot_product_attention library relu tokens lengths", "tokens")
-def library_attention_with_a_mask():
-    def init(n):
-        return {"E": Normal((3, n)), "A": Normal((n, n)), "v": Normal((n,))}
-
-    def apply(p, x):
-        T, n = x.shape[0], p["v"].shape[0]
-        h = x @ p["E"]
-        q = (h @ p["A"] / jnp.sqrt(n)).reshape(1, T, 2, n // 2)
-        u = h.reshape(1, T, 2, n // 2)
-        out = jax.nn.dot_product_attention(q, q, u, mask=jnp.tri(T, dtype=bool)[None, None], scale=2 / n)
-        return jax.nn.relu(out.reshape(T, n)) @ p["v"] / jnp.sqrt(n)
 
     return init, apply

@@ -230,25 +230,6 @@ def split(it: Interpreter, x: Value, sizes: Sequence[Size], axis: int) -> list[V
     return out
 
 
-@register("tile")
-def tile(it: Interpreter, x: Value, *_: Any, reps: Sequence[Size], **params: Any) -> Value:
-    """Whole copies one after the other along each axis."""
-    for axis, count in enumerate(reps):
-        if count == 1:
-            continue
-        size = x.shape[axis]
-        if is_wide(count):
-            raise UnsupportedError("an array is repeated n times: broadcast it along the width instead")
-        if is_wide(size):
-            x = Cat((x,) * int(count), axis)  # type: ignore[arg-type]
-        elif isinstance(x, Det):
-            val = evaluated(lambda v, a=axis, c=count: jnp.concatenate([v] * int(c), a), x.val)
-            x = replace(x, val=val, shape=(*x.shape[:axis], np.shape(val)[axis], *x.shape[axis + 1 :]))
-        else:
-            x = reread(it, x, axis, np.tile(np.arange(size), count), int(size) * int(count))  # type: ignore[arg-type]
-    return x
-
-
 @register("rev")
 def rev(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
     for axis in dimensions:

@@ -272,7 +272,7 @@ def _tile(it: Interpreter, eqn: Eqn, x: Cat, inputs: Any) -> Any:
     """Repeated along its own axis the parts come again; along the others each part is repeated by itself."""
     reps = list(eqn.params["reps"])
     again, reps[x.axis] = reps[x.axis], 1
-    return Cat(tuple(linear.tile(it, p, reps=tuple(reps)) for p in x.parts) * again, x.axis)
+    return Cat(tuple(RULES["tile"](it, p, reps=tuple(reps)) for p in x.parts) * again, x.axis)
 
 
 def _squeeze(it: Interpreter, eqn: Eqn, x: Cat, inputs: Any) -> Any:

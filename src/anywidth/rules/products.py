@@ -411,7 +411,9 @@ def bilinear(it: Interpreter, g: Ket, s: Ket, outer: int) -> Ket | None:
     kept = len(full) - summed - inner.contracted
     lengths = lengths_of(layout, outer)
     factor = float(np.prod([n for n, f in zip(lengths, full[kept : kept + summed], strict=True) if f == 1], initial=1))
-    return Ket(out if factor == 1.0 else it.graph.scale(factor, out), layout[:outer], g.power + s.power + Fraction(1, 2))
+    return Ket(
+        out if factor == 1.0 else it.graph.scale(factor, out), layout[:outer], g.power + s.power + Fraction(1, 2)
+    )
 
 
 def _seen(leaf: Leaf, node: Node) -> bool:

@@ -1,0 +1,74 @@
+"""Kernels are pure functions of a pair: symmetric, positive semidefinite, and jit, vmap and grad go through them."""
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+
+import anywidth as aw
+
+NAMES = ["mlp_relu", "mlp_dot_general", "resnet_identity_relu", "layer_norm_after_relu", "product_of_linear_kets"]
+x, y = networks.vx, networks.vy
+# among them duplicates, opposite vectors, parallel vectors and zeros
+X = np.stack([x, y, x, -x, 0 * x, 2 * y, np.array([0.0, 0.0, 1e-3])])
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def net(request):
+    return networks.get(request.param).net
+
+
+def grams(net, X):
+    both = jax.jit(jax.vmap(jax.vmap(aw.kernels(net), (None, 0)), (0, None)))
+    out = both(X, X)
+    return {"nngp": np.asarray(out.nngp), "ntk": np.asarray(out.ntk)}
+
+
+def test_matrices(net):
+    """vmap of vmap is the pairs; symmetric and positive semidefinite to rounding; float32 is near float64."""
+    found = grams(net, X)
+    single = grams(net, X.astype(np.float32))
+    pair = aw.kernels(net)(X[0], X[3])
+    for kind, K in found.items():
+        scale = K.max()
+        np.testing.assert_allclose(K[0, 3], getattr(pair, kind), rtol=1e-12, atol=1e-14 * scale)
+        np.testing.assert_allclose(K, K.T, rtol=0, atol=1e-14 * scale)
+        np.testing.assert_allclose(K[0], K[2], rtol=0, atol=1e-14 * scale)
+        assert np.linalg.eigvalsh(K).min() > -1e-7 * scale, kind
+        assert single[kind].dtype == np.float32
+        np.testing.assert_allclose(single[kind], K, rtol=0, atol=1e-5 * scale)
+
+
+def test_gradients_in_the_inputs(net):
+    """Finite at coinciding, opposite, parallel and zero inputs; finite differences where the kernel is smooth."""
+
+    def total(a, b):
+        out = aw.kernels(net)(a, b)
+        return out.nngp + out.ntk
+
+    slope = jax.jit(jax.vmap(jax.grad(total), (None, 0)))
+    for a in (x, 0 * x):
+        assert np.isfinite(slope(a, X)).all()
+    step = 1e-5 * np.array([0.3, -0.5, 0.8])
+    ends = jax.vmap(total, (0, None))(np.stack([x + step, x - step]), y)
+    np.testing.assert_allclose(slope(x, X)[1] @ step * 2, ends[0] - ends[1], rtol=1e-5)
+
+
+def scaled(var):
+    def init(n):
+        return {"U": aw.Normal((n, 3), var=var), "W": aw.Normal((n, n), var=var / n), "v": aw.Normal((n,))}
+
+    def apply(p, x):
+        h = jax.nn.relu(p["W"] @ jax.nn.relu(p["U"] @ x))
+        return p["v"] @ h / jnp.sqrt(len(p["v"]))
+
+    return aw.Network(init, apply)
+
+
+def test_gradient_in_a_variance():
+    """A traced variance, also one that is divided by the width: the kernel is proportional to its square."""
+    value, slope = jax.jit(jax.value_and_grad(lambda var: aw.nngp(scaled(var))(x, y)))(1.7)
+    np.testing.assert_allclose(value, aw.nngp(scaled(1.7))(x, y), rtol=1e-12)
+    np.testing.assert_allclose(slope, 2 * value / 1.7, rtol=1e-12)
+    assert np.isfinite(jax.grad(lambda var: aw.nngp(scaled(var))(x, x))(1.0))
