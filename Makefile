@@ -9,7 +9,7 @@ STAMP := $(VENV)/.anywidth-installed
 WORKERS ?= 2
 SIZE ?=
 
-.PHONY: help test quick long figure1 bench lint format clean
+.PHONY: help test quick long figure1 bench docs lint format clean
 
 help:
 	@echo "make test      run the tests"
@@ -17,6 +17,7 @@ help:
 	@echo "make long      run the tests that take minutes"
 	@echo "make figure1   draw Figure 1 of Tensor Programs II (SIZE='--max-width 8192 --seeds 100' for the full one)"
 	@echo "make bench     run the benchmarks"
+	@echo "make docs      build the site (LINKS=1 checks links that leave it)"
 	@echo "make lint      check style and types"
 	@echo "make format    put style right"
 	@echo "make clean     remove caches and outputs (not .venv)"
@@ -46,6 +47,17 @@ figure1: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks -n 0 -q -s
 
+DOCS_STAMP := $(VENV)/.anywidth-docs-installed
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+# The notebooks are run; warnings are errors. Links within the site are checked always, those that leave it with LINKS=1.
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
+	@if [ -n "$(LINKS)" ]; then $(BIN)/python -m sphinx -W -b linkcheck docs docs/_build/links; fi
+	@echo "the site: docs/_build/html/index.html"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,5 +68,5 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist figure1
+	rm -rf docs/_build docs/jupyter_execute .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist figure1
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
