@@ -1,5 +1,8 @@
 """anywidth: the infinite-width limit of any neural network written in plain JAX."""
 
+import importlib
+from typing import Any
+
 from anywidth import predict
 from anywidth.derivation import Drawing, Explanation, draw, explain
 from anywidth.empirical import empirical_nngp, empirical_ntk, linearize, ntk_vp
@@ -40,3 +43,10 @@ __all__ = [
     "open_gram",
     "predict",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`aw.zoo` and `aw.sklearn` are imported when they are first asked for."""
+    if name in ("sklearn", "zoo"):
+        return importlib.import_module(f"anywidth.{name}")
+    raise AttributeError(f"module 'anywidth' has no attribute {name!r}")

@@ -4,8 +4,8 @@ An expression is a nested tuple: `("v", i)` the i-th argument, `("c", j)` the j-
 number, `(primitive, params, *operands)` a primitive of JAX, and `("call", (function, how), *operands)` a Python function
 (`how` is "jump", "kink" or "smooth"). Parts of it may be shared.
 
->>> evaluated(("mul", (), ("v", 0), ("add", (), ("v", 0), ("n", 1.0))), [3.0], [])
-Array(12., dtype=float32, weak_type=True)
+>>> float(evaluated(("mul", (), ("v", 0), ("add", (), ("v", 0), ("n", 1.0))), [3.0], []))
+12.0
 """
 
 from __future__ import annotations

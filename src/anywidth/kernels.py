@@ -11,7 +11,7 @@ derivative is the neural tangent kernel (Price's theorem: d/d eps E[F(theta) G(t
 ...     lambda p, x: p["v"] @ jax.nn.relu(p["u"] @ x) / jnp.sqrt(2 * p["v"].size),
 ... )
 >>> x = jnp.array([1.0, 1.0])
->>> print(aw.nngp(net)(x, x), aw.ntk(net)(x, x))
+>>> print(aw.nngp(net)(x, x).round(4), aw.ntk(net)(x, x).round(4))
 0.5 1.0
 """
 

@@ -11,7 +11,7 @@ R is any shape of right-hand sides, such as the columns of a one-hot code; all o
 >>> kernel = aw.nngp(aw.zoo.mlp(1, depth=2, nonlinearity=jax.lax.erf, varb=0.1))
 >>> gp = aw.predict.posterior(aw.gram(kernel, X), jnp.sin(X[:, 0]), noise=1e-4)
 >>> cross = aw.gram(kernel, new, X)
->>> print(gp.mean(cross).round(2), gp.variance(cross, aw.predict.diagonal(kernel, new)) < 1e-3)
+>>> print(gp.mean(cross).round(1), gp.variance(cross, aw.predict.diagonal(kernel, new)) < 1e-3)
 [0.3] [ True]
 """
 
