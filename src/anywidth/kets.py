@@ -339,6 +339,10 @@ class Graph:
         if isinstance(entry, int):
             return view.entries[entry]
         if isinstance(entry, Index):
+            # zeros that are read along an axis are marked in the entries that depend on it, and only there
+            first = self._index(np.zeros((1,) * view.rank, np.int64))
+            own = [e if n > 1 else first for n, e in zip(np.shape(entry.array), view.entries, strict=True)]
+            view = ViewMap(view.rank, tuple(own))
             return self._index(self.viewed(entry.array, view, -1), entry.fills or view.fills)
         return entry
 
