@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 
 import anywidth as aw
+import networks
 
 NAMES = ["mlp_relu", "mlp_dot_general", "resnet_identity_relu", "layer_norm_after_relu", "product_of_linear_kets"]
 x, y = networks.vx, networks.vy

@@ -26,7 +26,7 @@ from anywidth.inner import ZERO, Gram
 from anywidth.kets import Const as ConstNode
 from anywidth.kets import Contract, Graph, Node, Pointwise, Sum, View, is_zero
 from anywidth.trace import Const, Eqn, Program, Size, Var, is_wide
-from anywidth.values import Cat, Det, Ket, Mat, Value, ZERO_POWER, as_coef, det_array, standard, to_ket, common_sizes
+from anywidth.values import ZERO_POWER, Cat, Det, Ket, Mat, Value, as_coef, common_sizes, det_array, standard, to_ket
 
 RULES: dict[str, Callable[..., Any]] = {}
 NO_DRAWS = (
@@ -239,8 +239,8 @@ class Interpreter:
         if any(not k.wides() for k in kets):
             if any(k.wides() for k in kets):
                 raise NoLimitError(
-                    "a random scalar shared by all channels (a readout, or a trained number) enters a function of a hidden "
-                    "layer: the limit stays random. Give each channel a number of its own, of shape (n,)"
+                    "a random scalar shared by all channels (a readout, or a trained number) enters a function of a "
+                    "hidden layer: the limit stays random. Give each channel a number of its own, of shape (n,)"
                 )
             raise NoLimitError(
                 "a nonlinear function is applied to a readout (a sum over the width): the output is then no Gaussian "
@@ -248,7 +248,7 @@ class Interpreter:
             )
         if power != 0 and self.unscaled is None and self.eqn is not None:
             self.unscaled = power, self.eqn.line
-        operands, sizes = self.aligned(values)
+        operands, _ = self.aligned(values)
         nodes = [x.node if isinstance(x, Ket) else x for x in operands]
         expressions, args, coefs = self.expression(nodes)
         key = tuple(sorted(((k, v) for k, v in params.items() if _hashable(v)), key=lambda kv: kv[0]))

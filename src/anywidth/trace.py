@@ -203,7 +203,7 @@ def _lined_up(closed: Sequence[Any], called_at: str | None = None) -> Program:
                 if not all((a == f).all() for a, f in zip(arrays, firsts, strict=True)):
                     raise UnsupportedError(
                         "the network captures a fixed array that varies along the width; its entries have no "
-                        f"limit. Draw it in `init` with Normal, or keep it constant along the width.\n  near {last_line}"
+                        f"limit. Draw it in `init` with Normal, or keep it constant along the width.\n  at {last_line}"
                     )
                 arrays = firsts
         try:

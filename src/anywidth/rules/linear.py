@@ -81,7 +81,8 @@ def squeeze(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
 def expand_dims(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
     rank = len(x.shape) + len(dimensions)
     keep = [i for i in range(rank) if i not in dimensions]
-    return broadcast_in_dim(it, x, shape=tuple(1 if i in dimensions else x.shape[keep.index(i)] for i in range(rank)), broadcast_dimensions=tuple(keep))  # fmt: skip
+    shape = tuple(1 if i in dimensions else x.shape[keep.index(i)] for i in range(rank))
+    return broadcast_in_dim(it, x, shape=shape, broadcast_dimensions=tuple(keep))
 
 
 @register("broadcast_in_dim")

@@ -432,7 +432,7 @@ class Lift:
         return ViewMap(rank + 1, tuple(range(1, rank + 1)))
 
     def array(self, a: Any, rank: int) -> Any:
-        if a is None or np.ndim(a) == 0 and _static(a):
+        if a is None or (np.ndim(a) == 0 and _static(a)):
             return a
         if _static(a):
             return self.graph.viewed(a, self.shift(np.ndim(a)))
@@ -534,7 +534,8 @@ def cond(it: Interpreter, which: Value, *operands: Value, branches: Any, **param
 @register("while")
 def while_(it: Interpreter, *inputs: Value, **params: Any) -> list[Value]:
     raise UnsupportedError(
-        "a while loop over random vectors: its number of steps must be known. Use lax.scan, or lax.fori_loop with fixed bounds"
+        "a while loop over random vectors: its number of steps must be known. Use lax.scan, or lax.fori_loop with "
+        "fixed bounds"
     )
 
 

@@ -72,7 +72,7 @@ def distribute(it: Interpreter, eqn: Eqn, inputs: list[Value]) -> Any:
     x = inputs[0]
     if name == "concatenate":
         axis = eqn.params["dimension"]
-        if all(isinstance(p, Cat) and p.axis == axis or not isinstance(p, Cat) for p in inputs):
+        if all((isinstance(p, Cat) and p.axis == axis) or not isinstance(p, Cat) for p in inputs):
             return Cat(tuple(q for p in inputs for q in (p.parts if isinstance(p, Cat) else (p,))), axis)
         other = next(p for p in inputs if isinstance(p, Cat) and p.axis != axis)
         columns = [parts_like(it, p, other.axis, other.sizes) for p in inputs]

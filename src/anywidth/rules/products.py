@@ -166,7 +166,7 @@ def _mixed(it: Interpreter, a: Any, b: Any, outer: int) -> Ket:
 
 
 def summed_node(it: Interpreter, node: Node, coef: Any, summed: int, lengths: Sequence[int]) -> Node:
-    """sum over the last axes; those along which nothing varies are a factor."""
+    """The sum over the last axes; those along which nothing varies are a factor."""
     full = np.broadcast_shapes(node.shape, np.shape(coef) if coef is not None else ())
     factor = float(np.prod([n for n, m in zip(lengths, full[len(full) - summed :], strict=True) if m == 1], initial=1))
     out = it.graph.contract(coef, node, summed)
