@@ -1259,3 +1259,4 @@ def linear_attention():
 
 
 import strangers  # noqa: E402, F401  registers more cases
+import several  # noqa: E402, F401

@@ -32,6 +32,7 @@ SETTINGS = {
     "batch_norm_relu": (WIDTHS, (1200, 240)),
 }
 QUICK = ((64, 256), (800, 200))  # for those of `strangers.py`
+SETTINGS |= {c.name: ((64, 256), (800, 240)) for c in networks.with_kind("several")}
 CHUNK = 2**23  # parameters in flight
 CACHE = pathlib.Path(__file__).parent / "oracle_cache"
 

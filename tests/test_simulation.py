@@ -14,6 +14,7 @@ NOT_YET = {
 }
 # Those that compile for more than a few seconds.
 LONG = {
+    "batch_norm_tanh", "highway_of_gates", "softmax_pooling_of_each_channel",
     "activation_elu", "activation_gelu_tanh", "activation_hard_tanh", "activation_softplus", "attention_vmapped_heads",
     "batch_norm_relu", "convolution_primitive_2d", "circular_convolution_flatten", "fixed_mixing_and_class_token", "fori_loop_tied_depth",
     "group_norm", "mlp_checkpoint_silu_sigmoid", "resnet_deep_branches", "rms_norm_residual", "rnn_bidirectional",
@@ -43,7 +44,7 @@ def flat(kernel, like, tree):
 @pytest.mark.parametrize("case", [marked(c) for c in networks.CASES])
 def test_theory_against_simulation(case):
     limit = oracle.limit(case)
-    kernels = aw.kernels(case.net)  # compiled once for the two pairs, where the examples have one shape
+    kernels = aw.kernels(case.net, tol=1e-3)  # compiled once for the two pairs, where the examples have one shape
     for pair, (x, y) in {"xy": (case.x, case.y), "xx": (case.x, case.x)}.items():
         found = kernels(x, y)
         for kind in ("nngp", "ntk"):

@@ -1,9 +1,9 @@
 """Kernels whose expectations had to be sampled: as many points as the tolerance needs, and the error that remains.
 
-What is computed is a function of a pair of examples and of a `Sampler`. It is run for every randomisation of the points;
-the mean is the answer and the standard error of the mean goes with it, exactly zero where nothing was sampled. Called
-with ordinary arrays, the number of points grows until the standard error is below the tolerance or the budget is spent.
-Inside a transformation (jit, vmap, grad, `anywidth.gram`) nothing can depend on an error: there the number of points is
+What is computed is a function of a pair of examples and of a `Sampler`. It is run for every randomisation of the
+points; the mean is the answer and the standard error of the mean goes with it, exactly zero where nothing was sampled.
+Called with ordinary arrays, the number of points grows until the standard error is below the tolerance or the budget is
+spent. Inside a transformation (jit, vmap, grad, `anywidth.gram`) nothing can depend on an error: there the number of points is
 fixed beforehand.
 """
 
@@ -32,8 +32,8 @@ class Accuracy:
     """How well expectations that have to be sampled are computed.
 
     Args:
-        tol: the standard error that is wanted, relative to the scale of the kernel: the largest of |K(x, y)| and of
-            the root of K(x, x) K(y, y), over the entries of the kernel.
+        tol: the standard error that is wanted, relative to the scale of the kernel: the largest |K(x, y)| over its
+            entries or, for two examples of one shape, the root of K(x, x) K(y, y) if that is larger.
         seed: of the points. The same seed gives the same numbers.
         points: how many samples a kernel takes inside a transformation, where it cannot adapt to the tolerance.
         budget: how many it takes at most.
@@ -118,7 +118,9 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
             count = min(count * 2 ** min(max(math.ceil(math.log2(excess) * 1.2), 1), 6), last)
 
     def own_scale(x: Any, y: Any) -> list[float]:
-        """The root of K(x, x) K(y, y) for each leaf, to a digit or two."""
+        """The root of K(x, x) K(y, y) for each leaf, to a digit or two; for examples of one shape, which are compiled."""
+        if _key(x, x) != _key(y, y):
+            return [0.0] * len(jax.tree.leaves(jax.eval_shape(lambda a, b: growing(a, b, 1)[0], x, y)))
         own = [growing(e, e, jnp.int32(LEAST))[0] for e in (x, y)]
         return [
             math.sqrt(float(np.abs(p).max()) * float(np.abs(q).max()))

@@ -117,7 +117,7 @@ def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
 
 def view_array(a: Array, view: ViewMap, fill: int = 0) -> Array:
     """The array read through the view, `fill` where it reads -1; axes that nothing maps to have size one."""
-    xp = np if isinstance(a, np.ndarray) and not any(_is_traced(e) for e in view.entries) else jnp
+    xp = np if isinstance(a, np.ndarray | np.generic) and not any(_is_traced(e) for e in view.entries) else jnp
     axes = [e for e in view.entries if isinstance(e, int)]
     if len(axes) == len(view.entries) and len(set(axes)) == len(axes):
         order = sorted(range(len(axes)), key=lambda i: axes[i])
@@ -145,7 +145,7 @@ def view_array(a: Array, view: ViewMap, fill: int = 0) -> Array:
 
 
 def _is_traced(entry: Any) -> bool:
-    return isinstance(entry, Dyn) or (isinstance(entry, Index) and not isinstance(entry.array, np.ndarray))
+    return isinstance(entry, Dyn) or (isinstance(entry, Index) and not isinstance(entry.array, np.ndarray | np.generic))
 
 
 # --- nodes ----------------------------------------------------------------------------------------------

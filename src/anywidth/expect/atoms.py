@@ -11,8 +11,9 @@ any other function of one Gaussian is a `Generic` atom, left to quadrature.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 import jax
@@ -118,6 +119,14 @@ def jumps(atom: Any) -> bool:
 def discontinuous(atom: Any) -> bool:
     """May have jumps."""
     return atom.jumps if isinstance(atom, Generic) else jumps(atom)
+
+
+def atom_key(atom: Any) -> Hashable:
+    """Equal for equal atoms: numbers count by value, arrays and functions by identity."""
+    if isinstance(atom, Generic | Norm | Joint):
+        return id(atom)
+    fields = [getattr(atom, f.name) for f in dataclass_fields(atom)]
+    return (type(atom).__name__, *(float(x) if known(x) else id(x) for x in fields))
 
 
 def as_function(atom: Any) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[Any, ...]]:

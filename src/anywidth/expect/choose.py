@@ -24,6 +24,7 @@ from anywidth.expect.atoms import (
     Mono,
     SeveralGaussians,
     as_function,
+    atom_key,
     atom_product,
     discontinuous,
     jumps,
@@ -172,7 +173,9 @@ class _Term:
         total: Any = self.coef
         for members, cov in self.groups:
             if _integrable(members):
-                value = _group(self.gram, [(m.side, m.nodes[0], m.what) for m in members], cov)
+                key = tuple((m.side, m.nodes[0], atom_key(m.what)) for m in members)
+                compute = lambda m=members, c=cov: _group(self.gram, [(i.side, i.nodes[0], i.what) for i in m], c)  # noqa: E731
+                value = _remembered(self.gram, ("group", key, self.eps), compute, members)
             else:
                 value = self._sample(members)
             if value is ZERO:
@@ -245,12 +248,14 @@ class _Normaliser:
         return hash(self.power)
 
 
-def _remembered(gram: Any, key: Hashable, compute: Callable[[], Any]) -> Any:
+def _remembered(gram: Any, key: Hashable, compute: Callable[[], Any], alive: Any = None) -> Any:
+    """The same expectation once; `alive` is what the key speaks of by identity."""
     if key in gram.memo:
         return gram.memo[key]
     value = compute()
     if not gram.sealed:
         gram.memo[key] = value
+        gram.graph.keep.append(alive)
     return value
 
 

@@ -10,11 +10,15 @@ start at zero and are trained, which adds to the NTK and not to the NNGP.
 
 from anywidth.zoo.batchnorm import batchnorm_mlp
 from anywidth.zoo.cnn import cnn, resnet
+from anywidth.zoo.gates import glu_mlp, highway
 from anywidth.zoo.gcn import gcn
+from anywidth.zoo.maxpool import maxpool_cnn
 from anywidth.zoo.mlp import mlp
 from anywidth.zoo.rnn import rnn
 from anywidth.zoo.transformer import transformer
 from anywidth.zoo.unet import unet
 from anywidth.zoo.vit import vit
 
-__all__ = ["batchnorm_mlp", "cnn", "gcn", "mlp", "resnet", "rnn", "transformer", "unet", "vit"]
+__all__ = [
+    "batchnorm_mlp", "cnn", "gcn", "glu_mlp", "highway", "maxpool_cnn", "mlp", "resnet", "rnn", "transformer", "unet", "vit",
+]  # fmt: skip

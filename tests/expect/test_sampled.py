@@ -1,0 +1,149 @@
+"""Functions of several correlated Gaussians: sampled answers, their errors, and what is not sampled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import anywidth as aw
+from anywidth.expect.points import digits, normals
+from anywidth.expect.roots import root
+
+X, Y = np.array([0.9, -0.4, 1.1]), np.array([0.5, 0.8, 0.7])
+
+
+def network(combine, count, varu=1.0, readout=1.0):
+    """A readout of a function of `count` Gaussians, the last two of which share half their weights."""
+
+    def init(n):
+        return {"U": aw.Normal((count, n, 3), var=varu), "v": aw.Normal((n,), var=readout)}
+
+    def apply(p, x):
+        u = p["U"] @ x / jnp.sqrt(3)
+        return p["v"] @ combine(*u, u[-1] + 0.5 * u[-2]) / jnp.sqrt(p["v"].size)
+
+    return aw.Network(init, apply)
+
+
+def brute(combine, count, x, y, samples=2**21):
+    """NNGP and NTK by plain Monte Carlo, each with its standard error."""
+    rng = np.random.default_rng(7)
+    U = rng.normal(size=(samples, count, 3))
+
+    def side(x):
+        u = jnp.asarray(U @ x / np.sqrt(3))
+        f = lambda u: combine(*u, u[-1] + 0.5 * u[-2])  # noqa: E731
+        return jax.vmap(jax.value_and_grad(f))(u)
+
+    (f, df), (g, dg) = side(x), side(y)
+    nngp = f * g
+    ntk = nngp + (df * dg).sum(1) * (x @ y / 3)
+    return [(float(k.mean()), float(k.std() / np.sqrt(samples))) for k in (nngp, ntk)]
+
+
+CASES = {
+    "gate": (lambda a, b, c: a * jax.nn.sigmoid(c), 2),
+    "maximum": (lambda a, b, c: jnp.maximum(jnp.maximum(a, b), c), 2),
+    "difference": (lambda a, b, c: jnp.abs(jax.nn.relu(a) - jax.nn.relu(c)), 2),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_brute_force(name):
+    combine, count = CASES[name]
+    found = aw.kernels(network(combine, count), tol=1e-3)(X, Y)
+    for value, error, (mean, sigma) in zip(found, found.error, brute(combine, count, X, Y), strict=True):
+        assert 0 < float(error) < 1e-3 * 3
+        assert abs(float(value) - mean) < 4 * np.hypot(float(error), sigma)
+
+
+def test_same_example_twice_and_symmetry():
+    combine, count = CASES["gate"]
+    f = jax.jit(aw.kernels(network(combine, count), points=2**14))
+    assert np.isfinite(f(X, X).ntk)
+    assert np.isfinite(f(X, -X).ntk)
+    assert np.isfinite(f(X, 0 * X).ntk)
+    for k, l in zip(f(X, Y), f(Y, X), strict=True):
+        np.testing.assert_allclose(k, l, rtol=1e-12)
+
+
+def test_deterministic_and_independent_of_tiles():
+    combine, count = CASES["maximum"]
+    data = np.random.default_rng(0).normal(size=(5, 3))
+    kernel = aw.nngp(network(combine, count), points=2**14)
+    K = np.asarray(aw.gram(kernel, data))
+    np.testing.assert_allclose(K, K.T, rtol=1e-12)
+    np.testing.assert_allclose(K[1:3, 4], np.asarray(aw.gram(kernel, data[1:3], data[4:]))[:, 0], rtol=1e-12)
+    np.testing.assert_allclose(K[0, 3], jax.jit(kernel)(data[0], data[3]), rtol=1e-12)
+    other = aw.nngp(network(combine, count), points=2**14, seed=1)
+    assert 0 < abs(float(jax.jit(other)(data[0], data[3])) - K[0, 3]) < 1e-2
+
+
+def test_float32_follows_the_inputs():
+    combine, count = CASES["gate"]
+    found = jax.jit(aw.kernels(network(combine, count)))(X.astype(np.float32), Y.astype(np.float32))
+    wide = jax.jit(aw.kernels(network(combine, count)))(X, Y)
+    assert found.ntk.dtype == np.float32
+    np.testing.assert_allclose(found.ntk, wide.ntk, rtol=1e-4)
+
+
+def test_gradients_in_inputs_and_variances():
+    combine, count = CASES["gate"]
+    kernel = lambda x, v: aw.ntk(network(combine, count, varu=v))(x, jnp.asarray(Y))  # noqa: E731
+    gx, gv = jax.jit(jax.grad(kernel, (0, 1)))(jnp.asarray(X), 1.3)
+    h = 1e-5
+    fixed = jax.jit(kernel)
+    slope = (fixed(jnp.asarray(X) + h * np.eye(3)[0], 1.3) - fixed(jnp.asarray(X) - h * np.eye(3)[0], 1.3)) / (2 * h)
+    np.testing.assert_allclose(gx[0], slope, rtol=1e-5)
+    np.testing.assert_allclose(
+        gv, (fixed(jnp.asarray(X), 1.3 + h) - fixed(jnp.asarray(X), 1.3 - h)) / (2 * h), rtol=1e-5
+    )
+    at_itself = jax.grad(lambda x: aw.nngp(network(combine, count))(x, jnp.asarray(X)))(jnp.asarray(X))
+    assert np.isfinite(at_itself).all()
+
+
+def test_gradients_through_jumps_are_refused():
+    net = network(lambda a, b, c: a * jnp.sign(c + b * a), 2)
+    with pytest.raises(aw.UnsupportedError, match="jumps"):
+        jax.grad(lambda x: aw.nngp(net)(x, jnp.asarray(Y)))(jnp.asarray(X))
+
+
+def test_what_is_integrated_has_no_error():
+    gate = lambda z: 0.5 + 0.5 * jax.lax.erf(z)  # noqa: E731
+    net = network(lambda a, b, c: a * gate(b), 2)
+    found = aw.kernels(net)(X, Y)
+    assert [float(e) for e in found.error] == [0.0, 0.0]
+    q, k, c = X @ X / 3, Y @ Y / 3, X @ Y / 3
+    gates = 0.25 + 0.25 * 2 / np.pi * np.arcsin(2 * c / np.sqrt((1 + 2 * q) * (1 + 2 * k)))
+    np.testing.assert_allclose(found.nngp, c * gates, rtol=1e-12)
+
+
+def test_budget_that_is_not_enough_warns():
+    combine, count = CASES["maximum"]
+    with pytest.warns(aw.AccuracyWarning, match="budget"):
+        found = aw.kernels(network(combine, count), tol=1e-9, budget=2**15)(X, Y)
+    assert found.error.nngp > 0
+
+
+@pytest.mark.parametrize("bad", [{"tol": 0}, {"seed": -1}, {"points": 0}, {"budget": 1.5}])
+def test_settings_are_checked(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        aw.kernels(network(*CASES["gate"]), **bad)
+
+
+def test_points_are_normal_and_nets():
+    net = digits(6, 3, 4)
+    z = np.concatenate([normals(net.at(2), k, 256, jnp.float64) for k in (0, 256)])
+    np.testing.assert_array_equal(z, normals(net.at(2), 0, 512, jnp.float64))
+    counts = np.histogram(z[:, 5], [-np.inf, -0.6744897501960817, 0, 0.6744897501960817, np.inf])[0]
+    assert (counts == 128).all()  # each quarter has its share, exactly
+    assert np.isfinite(normals(net.at(0), 0, 2**14, jnp.float32)).all()
+
+
+def test_derivative_of_a_root_at_singular_matrices():
+    rng = np.random.default_rng(1)
+    G, H = rng.normal(size=(2, 4, 2))
+    S = lambda t: (G + t * H) @ (G + t * H).T  # noqa: E731  # of rank two throughout
+    value, slope = jax.jvp(lambda t: root(S(t)), (0.3,), (1.0,))
+    np.testing.assert_allclose(value @ value, S(0.3), atol=1e-12)
+    np.testing.assert_allclose(slope, (root(S(0.3 + 1e-6)) - root(S(0.3 - 1e-6))) / 2e-6, atol=1e-6)
