@@ -144,45 +144,14 @@ def _atan_over_x(x2):
     return np.where(x > 0, np.arctan(x) / np.where(x > 0, x, 1), 1.0)
 
 
-# Rational approximation of (atan(x) - x) / x^3 in x^2, for |x| <= 0.66 (Moshier, Cephes 2.3): highest power first.
-_ATAN_ABOVE = (
-    -8.750608600031904122785e-1, -1.615753718733365076637e1, -7.500855792314704667340e1,
-    -1.228866684490136173410e2, -6.485021904942025371773e1,
-)  # fmt: skip
-_ATAN_BELOW = (
-    1.0, 2.485846490142306297962e1, 1.650270098316988542046e2, 4.328810604912902668951e2,
-    4.853903996359136964868e2, 1.945506571482613964425e2,
-)  # fmt: skip
-
-
 def half_angle(y, x):
     """atan2(y, x) for y >= 0 and x >= 0, not both zero: an angle between 0 and pi / 2.
 
-    `jnp.arctan2` is a call of the C library for every element on CPU, and costs more than everything else in a
-    kernel together. In float32 a polynomial of degree 10 in the squared slope (error 2e-8) replaces it, in float64 a
-    rational function (a few units in the last place), after a rotation by 45 degrees where the slope is near one.
+    In float32 a polynomial of degree 10 in the squared slope (error 2e-8) replaces `jnp.arctan2`, which on
+    CPU costs more than everything else in a ReLU kernel together.
     """
-    low, high = jnp.minimum(x, y), jnp.maximum(x, y)
-    if y.dtype == jnp.float32:
-        slope = low / high
-        acute = slope * horner(chebyshev(_atan_over_x, 10), 2 * (slope * slope) - 1)
-    else:
-        turned = low > 0.66 * high
-        slope = jnp.where(turned, low - high, low) / jnp.where(turned, low + high, high)
-        z = slope * slope
-        acute = slope + slope * (z * horner(_ATAN_ABOVE, z) / horner(_ATAN_BELOW, z))
-        acute = jnp.where(turned, np.pi / 4 + acute, acute)
-    return jnp.where(y > x, float(np.pi / 2) - acute, acute)
-
-
-@jax.custom_jvp
-def angle(y, x):
-    """atan2(y, x) for x >= 0, not both zero: an angle between -pi / 2 and pi / 2."""
-    return jnp.sign(y) * half_angle(jnp.abs(y), x)
-
-
-@angle.defjvp
-def _(primals, tangents):
-    y, x = primals
-    dy, dx = tangents
-    return angle(y, x), (x * dy - y * dx) / (x * x + y * y)
+    if y.dtype != jnp.float32:
+        return jnp.arctan2(y, x)
+    slope = jnp.minimum(x, y) / jnp.maximum(x, y)
+    acute = slope * horner(chebyshev(_atan_over_x, 10), 2 * (slope * slope) - 1)
+    return jnp.where(y > x, np.float32(np.pi / 2) - acute, acute)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from anywidth.expect.numerics import angle, gram_det, safe_recip, safe_rsqrt
+from anywidth.expect.numerics import gram_det, safe_recip, safe_rsqrt
 
 
 class Covariance(NamedTuple):
@@ -77,7 +77,7 @@ def _arcsine(s, t, cov):
     x, y = jnp.where(regular, c, 0), jnp.sqrt(jnp.where(regular, det, 1))
     # Correlation +-1 of two jumps: the sign of c, without a derivative.
     edge = jax.lax.stop_gradient(jnp.sign(c) * (math.pi / 2))
-    return (2 / math.pi) * jnp.where(regular, angle(x, y), edge)
+    return (2 / math.pi) * jnp.where(regular, jnp.arctan2(x, y), edge)
 
 
 def moment(k, l, s, t, cov):
