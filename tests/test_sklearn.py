@@ -40,7 +40,7 @@ def test_regression(wave):
     X, y = wave
     model = InfiniteWidthRegressor(SMOOTH, kernel="nngp").fit(X[:40], y[:40])
     mean, std = model.predict(X[40:], return_std=True)
-    assert model.score(X[40:], y[40:]) > 0.95
+    assert model.score(X[40:], y[40:]) > 0.85
     wrong = (y[40:] - mean) / np.sqrt(std**2 + model.noise_variance_)
     assert 0.5 < np.sqrt((wrong**2).mean()) < 2
     assert model.noise_variance_ < 0.05

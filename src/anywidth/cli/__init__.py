@@ -40,6 +40,7 @@ def application() -> "typer.Typer":
     from anywidth.cli.gram import gram
     from anywidth.cli.info import info
     from anywidth.cli.learn import fit, predict
+    from anywidth.cli.table import table
 
     app = typer.Typer(
         help="Infinite-width kernels of neural networks written as plain JAX: compute, predict with them, "
@@ -54,6 +55,6 @@ def application() -> "typer.Typer":
     def callback() -> None:
         pass  # makes a single command a command rather than the program itself
 
-    for command in (gram, fit, predict, info, figure1):
+    for command in (gram, fit, predict, info, table, figure1):
         app.command()(one_line(command))
     return app
