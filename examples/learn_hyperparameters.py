@@ -1,7 +1,8 @@
 """Hyperparameters of an infinitely wide network, learned by gradient ascent on the log marginal likelihood.
 
-The variances of the parameters, a number in the code of the network (the slope of its leaky relu) and the noise are
-ordinary traced numbers: the kernel is a JAX function of them, and `predict.log_marginal_likelihood` of the kernel.
+The variances of the parameters, numbers in the code of the network (a scale for each feature, so that those that do not
+matter fade out) and the noise are ordinary traced numbers: the kernel is a JAX function of them, and
+`predict.log_marginal_likelihood` of the kernel.
 
 Run it: python examples/learn_hyperparameters.py    (needs optax and scikit-learn; about a minute)
 """
@@ -16,7 +17,7 @@ import anywidth as aw
 
 
 def network(theta, d):
-    """A leaky-relu perceptron whose hyperparameters are numbers in theta."""
+    """A relu perceptron whose hyperparameters are numbers in theta."""
 
     def init(n):
         return {
@@ -26,10 +27,9 @@ def network(theta, d):
         }
 
     def apply(params, x):
-        h = x
+        h = jnp.exp(theta["log_scale"]) * x
         for w, b in zip(params["W"], params["b"], strict=True):
-            h = w @ h / jnp.sqrt(w.shape[1]) + b
-            h = jax.nn.relu(h) + theta["slope"] * h
+            h = jax.nn.relu(w @ h / jnp.sqrt(w.shape[1]) + b)
         return params["v"] @ h / jnp.sqrt(h.size)
 
     return aw.Network(init, apply)
@@ -47,7 +47,7 @@ def learn(X, y, steps=100, rate=0.1):
         "log_varw": jnp.log(2.0),
         "log_varb": jnp.log(0.1),
         "log_varv": jnp.log(1.0),
-        "slope": jnp.asarray(0.0),
+        "log_scale": jnp.zeros(X.shape[1]),
         "log_noise": jnp.log(1.0),
     }
 
@@ -77,8 +77,7 @@ def main():
     theta, history = learn(X[train], y[train])
     print(f"log marginal likelihood: {history[0]:.1f} to begin with, {history[-1]:.1f} at the end")
     for name, value in theta.items():
-        shown = value if name == "slope" else jnp.exp(value)
-        print(f"  {name.removeprefix('log_')}: {float(shown):.3g}")
+        print(f"  {name.removeprefix('log_')}: {jnp.exp(value).round(3)}")
     gp = aw.predict.posterior(gram(theta, X[train], X[train]), y[train], jnp.exp(theta["log_noise"]))
     mean = gp.mean(gram(theta, X[test], X[train]))
     print(f"R2 on the other half: {float(1 - ((y[test] - mean) ** 2).mean() / y[test].var()):.3f}")
