@@ -273,27 +273,26 @@ def network(theta):
 
     def apply(p, x):
         h = p["u"] @ (x * theta["stretch"]) + p["b"]
-        return p["v"] @ (jax.nn.relu(h) + theta["leak"] * h)
+        return p["v"] @ jax.nn.relu(theta["gain"] * h)
 
     return aw.Network(init, apply)
 
 
-THETA = {"log_varu": 0.2, "varb": 0.3, "varv": 1.5, "stretch": 0.8, "leak": 0.1}
+THETA = {"log_varu": 0.2, "varb": 0.3, "varv": 1.5, "stretch": 0.8, "gain": 0.7}
 
 
-@pytest.mark.parametrize("traced", [("log_varu", "varv", "leak"), ("log_varu", "varb", "varv", "stretch")], ids=str)
-def test_hyperparameters_of_a_network_have_gradients(rng, traced):
+def test_hyperparameters_of_a_network_have_gradients(rng):
     X, y = jnp.asarray(rng.normal(size=(6, 2))), rng.normal(size=6)
 
     def f(theta):
-        kernel = aw.nngp(network({**THETA, **theta}))
+        kernel = aw.nngp(network(theta))
         K = jax.vmap(jax.vmap(kernel, (None, 0)), (0, None))(X, X)
         return predict.log_marginal_likelihood(K, y, 0.1)
 
-    theta = {name: jnp.asarray(THETA[name]) for name in traced}
+    theta = {name: jnp.asarray(value) for name, value in THETA.items()}
     f = jax.jit(f)
     gradient = jax.grad(f)(theta)
-    for name in traced:
+    for name in THETA:
         h = 1e-4
         up, down = ({**theta, name: theta[name] + sign * h} for sign in (1, -1))
         assert gradient[name] == pytest.approx(float((f(up) - f(down)) / (2 * h)), rel=1e-5), name

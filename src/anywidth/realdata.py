@@ -65,7 +65,7 @@ def models(problem: "_Problem") -> dict[str, Any]:
 
     make = InfiniteWidthClassifier if problem.classes else InfiniteWidthRegressor
     relu, erf = jax.nn.relu, jax.lax.erf
-    networks = {
+    networks: dict[str, Any] = {
         "mlp, relu, depth 1": Factory(zoo.mlp, depth=1, nonlinearity=relu, varb=0.1),
         "mlp, relu, depth 3": Factory(zoo.mlp, depth=3, nonlinearity=relu, varb=0.1),
         "mlp, erf, depth 2": Factory(zoo.mlp, depth=2, nonlinearity=erf, varb=0.1),
@@ -76,7 +76,8 @@ def models(problem: "_Problem") -> dict[str, Any]:
         for kernel in ("nngp", "ntk")
     }
     if problem.sequence:
-        for name, network in {"rnn over rows": zoo.rnn, "transformer over rows": zoo.transformer}.items():
+        sequences: dict[str, Any] = {"rnn over rows": zoo.rnn, "transformer over rows": zoo.transformer}
+        for name, network in sequences.items():
             found[f"{name}: NTK"] = make(Factory(network, varb=0.1), kernel="ntk", input_shape=problem.sequence)
     scale = 1 / problem.X.shape[1]
     grid = {"C": [1, 10, 100], "gamma": [0.1 * scale, 0.3 * scale, scale, 3 * scale]}
