@@ -147,3 +147,46 @@ def test_derivative_of_a_root_at_singular_matrices():
     value, slope = jax.jvp(lambda t: root(S(t)), (0.3,), (1.0,))
     np.testing.assert_allclose(value @ value, S(0.3), atol=1e-12)
     np.testing.assert_allclose(slope, (root(S(0.3 + 1e-6)) - root(S(0.3 - 1e-6))) / 2e-6, atol=1e-6)
+
+
+def program(rng):
+    """A random function of three correlated Gaussians, smooth or not, one that must be sampled."""
+    smooth = [jnp.tanh, jax.nn.sigmoid, jnp.sin, jax.nn.softplus, lambda z: z]
+    kinked = [jax.nn.relu, jnp.abs]
+    pick = lambda fs: fs[rng.integers(len(fs))]  # noqa: E731
+    f, g, h = pick(smooth), pick(smooth + kinked), pick(smooth[:4])
+    a, b, c = rng.normal(size=3)
+    shapes = [
+        lambda u, v, w: h(a * u + b * g(w)) * f(v + c * w),
+        lambda u, v, w: jnp.maximum(f(u + a * w), g(v)) + b * h(w * u),
+        lambda u, v, w: h(a * u * w + b) * v,
+        lambda u, v, w: g(f(u) - h(w + v)) + 0.5 * c * v,
+    ]
+    return pick(shapes)
+
+
+def surprises(count, seed):
+    """How many of the answers (two for each program) are off by more than three standard errors."""
+    rng = np.random.default_rng(seed)
+    out = 0
+    for _ in range(count):
+        combine = program(rng)
+        x, y = rng.normal(size=(2, 3))
+        f = jax.jit(aw.kernels(network(combine, 2), points=2**13, seed=int(rng.integers(1000))))
+        found = f(x, y)
+        # the same integral with many more points of another seed, and hence independent of it
+        exact = jax.jit(aw.kernels(network(combine, 2), points=2**16, seed=1001))(x, y)
+        for value, error, answer, rest in zip(found, found.error, exact, exact.error, strict=True):
+            sigma = np.hypot(float(error), float(rest))
+            out += abs(float(value) - float(answer)) > 3 * sigma + 1e-12 * abs(float(answer))
+    return out
+
+
+@pytest.mark.slow
+def test_errors_are_honest():
+    assert surprises(4, 0) <= 1
+
+
+@pytest.mark.long
+def test_errors_are_honest_over_many_programs():
+    assert surprises(200, 1) <= 8  # two per cent of four hundred answers
