@@ -9,13 +9,14 @@ STAMP := $(VENV)/.anywidth-installed
 WORKERS ?= 2
 SIZE ?=
 
-.PHONY: help test quick long figure1 bench docs lint format clean
+.PHONY: help test quick long figure1 figure3 bench docs lint format clean
 
 help:
 	@echo "make test      run the tests"
 	@echo "make quick     run the tests that are not slow"
 	@echo "make long      run the tests that take minutes"
 	@echo "make figure1   draw Figure 1 of Tensor Programs II (SIZE='--max-width 8192 --seeds 100' for the full one)"
+	@echo "make figure3   draw Figure 3 of Tensor Programs I (SIZE as for figure1)"
 	@echo "make bench     run the benchmarks"
 	@echo "make docs      build the site (LINKS=1 checks links that leave it)"
 	@echo "make lint      check style and types"
@@ -44,6 +45,9 @@ long: $(STAMP)
 figure1: $(STAMP)
 	$(BIN)/anywidth figure1 $(SIZE)
 
+figure3: $(STAMP)
+	$(BIN)/anywidth figure3 $(SIZE)
+
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks -n 0 -q -s
 
@@ -68,5 +72,5 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf docs/_build docs/jupyter_execute .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist figure1
+	rm -rf docs/_build docs/jupyter_execute .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist figure1 figure3
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

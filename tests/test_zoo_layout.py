@@ -8,7 +8,7 @@ import pytest
 import anywidth
 
 PACKAGE = Path(anywidth.__file__).parent
-COMMAND_LINE = {"cli.py", "figure1.py"}
+COMMAND_LINE = {"cli.py", "figure1.py", "figure3.py"}
 # Plain JAX and what annotations need; anything else in an architecture is suspect.
 PLAIN = {"jax", "jax.numpy", "jaxtyping", "collections.abc", "typing", "math", "functools"}
 

@@ -22,9 +22,11 @@ import numpy as np
 from anywidth import _compat
 from anywidth.errors import AccuracyWarning
 from anywidth.expect.points import MOST
-from anywidth.expect.sampler import LEAST, RANDOMISATIONS, Sampler
+from anywidth.expect.sampler import LEAST, RANDOMISATIONS, FixedCount, Sampler
 
 __all__ = ["Accuracy", "controlled"]
+
+TOGETHER = 2**11  # points of each randomisation up to which all randomisations run side by side
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
     differentiated in).
     """
     exact: set[Any] = set()  # the shapes of examples for which nothing is sampled
+    whole: set[Any] = set()  # those for which the points are held all at once
 
     def estimates(x: Any, y: Any, count: Any) -> tuple[Any, Any]:
         used = False
@@ -80,7 +83,9 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
             used |= sampler.used
             return out
 
-        values = jax.vmap(one)(jnp.arange(RANDOMISATIONS))
+        numbers = jnp.arange(RANDOMISATIONS)
+        at_once = not isinstance(count, int) or count <= TOGETHER or _key(x, y) not in whole
+        values = jax.vmap(one)(numbers) if at_once else jax.lax.map(one, numbers)
         if not used:
             exact.add(_key(x, y))
             value = jax.tree.map(lambda a: a[0], values)
@@ -90,14 +95,23 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
         return mean, error
 
     fixed = jax.jit(lambda x, y: estimates(x, y, accuracy.count(accuracy.points)))
-    growing = jax.jit(estimates)
+    counted = jax.jit(estimates)
+    compiled = jax.jit(estimates, static_argnums=2)
+
+    def growing(x: Any, y: Any, count: int) -> tuple[Any, Any]:
+        if _key(x, y) not in whole:
+            try:
+                return counted(x, y, jnp.int32(count))
+            except FixedCount:
+                whole.add(_key(x, y))
+        return compiled(x, y, count)
 
     def adaptive(x: Any, y: Any) -> tuple[Any, Any]:
         last = accuracy.count(accuracy.budget)
         count = min(LEAST * 2, last)
         scale: Any = None
         while True:
-            value, error = growing(x, y, jnp.int32(count))
+            value, error = growing(x, y, count)
             if _key(x, y) in exact or any(map(_compat.is_tracer, jax.tree.leaves(value))):
                 return value, error
             excess = _excess(error, value) / accuracy.tol
@@ -120,8 +134,8 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
     def own_scale(x: Any, y: Any) -> list[float]:
         """The root of K(x, x) K(y, y) for each leaf, to a digit or two; for examples of one shape, which are compiled."""
         if _key(x, x) != _key(y, y):
-            return [0.0] * len(jax.tree.leaves(jax.eval_shape(lambda a, b: growing(a, b, 1)[0], x, y)))
-        own = [growing(e, e, jnp.int32(LEAST))[0] for e in (x, y)]
+            return [0.0] * len(jax.tree.leaves(jax.eval_shape(lambda a, b: growing(a, b, LEAST)[0], x, y)))
+        own = [growing(e, e, LEAST)[0] for e in (x, y)]
         return [
             math.sqrt(float(np.abs(p).max()) * float(np.abs(q).max()))
             for p, q in zip(*map(jax.tree.leaves, own), strict=True)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -36,6 +36,8 @@ class Setting:
     label: str
     net: Network
     examples: tuple[Float[np.ndarray, "..."], ...]
+    kernel: Literal["ntk", "nngp"] = "ntk"  # the limit of the simulated NTK, in which `lr` says what is trained
+    lr: Any = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Result:
     setting: Setting
     widths: tuple[int, ...]
     deviations: Float[np.ndarray, "widths seeds"]
+    theory: Float[np.ndarray, "M M"]
 
     @property
     def slope(self) -> tuple[float, float]:
@@ -145,7 +148,7 @@ def run(
     with jax.enable_x64(dtype == "float64"):
         for setting in curves:
             examples = [np.asarray(example, dtype) for example in setting.examples]
-            theory, copies = limit(setting.net, examples)
+            theory, copies = limit(setting.net, examples, setting.kernel)
             mark = _fingerprint(setting, examples, theory, dtype)
             done = dict(_read(cells, mark))
             for n in widths:
@@ -155,7 +158,7 @@ def run(
                     continue
                 keys = jax.vmap(lambda seed, n=n: jax.random.fold_in(jax.random.key(n), seed))(np.asarray(missing))
                 at = 0
-                for found in simulations(setting.net, examples, n, keys, copies=copies, dtype=dtype):
+                for found in simulations(setting.net, examples, n, keys, copies=copies, dtype=dtype, lr=setting.lr):
                     values = deviation(found, theory)
                     fresh = {(n, seed): float(v) for seed, v in zip(missing[at:], values, strict=False)}
                     _append(cells, mark, setting.name, fresh)
@@ -163,7 +166,7 @@ def run(
                     at += len(values)
                     advance(setting.name, n, len(values))
             table = np.array([[done[n, seed] for seed in range(seeds)] for n in widths])
-            results.append(Result(setting, tuple(widths), table))
+            results.append(Result(setting, tuple(widths), table, theory))
     return results
 
 

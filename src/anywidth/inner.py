@@ -87,6 +87,12 @@ class Gram:
             if hoisted is not None:
                 return hoisted
         eps = eps and self.epsilon is not None
+        if self.parent is None and self.graph.gated and not self.graph.gated.keys().isdisjoint(a.loops | b.loops):
+            from anywidth import gated
+
+            sampled = gated.answer(self, a, b, eps)
+            if sampled is not None:
+                return sampled
         key = (a, b, eps)
         if key in self.memo:
             return self.memo[key]

@@ -227,6 +227,7 @@ class Graph:
     origin: dict[Node, Any] = field(default_factory=dict)  # the equation that made a Pointwise
     current: Any = None  # the equation being interpreted
     sampler: Any = None  # the settings of what has to be sampled (expect/sampler.py)
+    gated: dict[int, Any] = field(default_factory=dict)  # loops whose states are sampled, by identity
 
     def _make(self, cls: type, key: Hashable, children: Sequence[Node], **fields: Any) -> Any:
         key = (cls, key)

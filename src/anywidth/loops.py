@@ -35,6 +35,8 @@ class Loop:
     inits: list[Node] = field(default_factory=list)
     nexts: list[Node] = field(default_factory=list)  # the time is their first axis
     carries: list[Node] = field(default_factory=list)  # likewise
+    lifted: frozenset[Node] = frozenset()  # every node of the body, likewise
+    roots: list[Node] = field(default_factory=list)  # the nodes that leave the loop, likewise
 
     @property
     def ready(self) -> bool:

@@ -37,6 +37,7 @@ def application() -> "typer.Typer":
 
     from anywidth.cli.errors import one_line
     from anywidth.cli.figure1 import figure1
+    from anywidth.cli.figure3 import figure3
     from anywidth.cli.gram import gram
     from anywidth.cli.info import info
     from anywidth.cli.learn import fit, predict
@@ -55,6 +56,6 @@ def application() -> "typer.Typer":
     def callback() -> None:
         pass  # makes a single command a command rather than the program itself
 
-    for command in (gram, fit, predict, info, table, figure1):
+    for command in (gram, fit, predict, info, table, figure1, figure3):
         app.command()(one_line(command))
     return app

@@ -1,6 +1,7 @@
 """`anywidth figure1`."""
 
 import csv
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,9 +10,9 @@ import typer
 from anywidth.cli.errors import Interrupted
 
 if TYPE_CHECKING:
-    from anywidth.figure1 import Result
+    from anywidth.figure1 import Result, Setting
 
-__all__ = ["figure1"]
+__all__ = ["figure1", "produce"]
 
 
 def figure1(
@@ -51,17 +52,34 @@ def figure1(
 
 
 def _figure1(max_width: int, seeds: int, out: Path, cifar10: Path | None, dtype: str) -> None:
-    from rich.console import Console
-
     # Imported here so that --help and --version need not wait for JAX.
     from anywidth import figure1 as figure
     from anywidth.plots import new_figure
 
     new_figure()  # whether matplotlib is there, before the work and not after
     images = figure.default_images() if cifar10 is None else figure.cifar10_images(cifar10)
+    title = "relative deviation of the NTK: median over seeds (10%-90% quantiles)"
+    produce("figure1", figure.settings(images), figure.draw, title, max_width, seeds, out, dtype, figure.PAPER_SLOPES)
+
+
+def produce(
+    name: str,
+    curves: "Sequence[Setting]",
+    draw: "Callable[[Sequence[Result], Path], None]",
+    title: str,
+    max_width: int,
+    seeds: int,
+    out: Path,
+    dtype: str,
+    slopes: Mapping[str, float] | None = None,
+) -> None:
+    """Computes the curves of a figure, and writes its table and its picture."""
+    from rich.console import Console
+
+    from anywidth import figure1 as figure
+
     out.mkdir(parents=True, exist_ok=True)
     widths = figure.widths_up_to(max_width)
-    curves = figure.settings(images)
     console = Console()
     with _progress(console) as bar:
         task = bar.add_task("compiling", total=len(curves) * seeds * sum(map(_cost, widths)))
@@ -72,15 +90,15 @@ def _figure1(max_width: int, seeds: int, out: Path, cifar10: Path | None, dtype:
         results = figure.run(curves, widths, seeds, out / "cells.jsonl", dtype=dtype, advance=advance)
 
     rows = list(figure.table(results))
-    with (out / "figure1.csv").open("w", newline="") as file:
+    with (out / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    figure.draw(results, out / "figure1.png")
-    console.print(_table(results))
+    draw(results, out / f"{name}.png")
+    console.print(_table(results, title, slopes))
     # Not through the console, which would wrap a long path.
-    print(f"picture: {(out / 'figure1.png').resolve()}")
-    print(f"table:   {(out / 'figure1.csv').resolve()}")
+    print(f"picture: {(out / f'{name}.png').resolve()}")
+    print(f"table:   {(out / f'{name}.csv').resolve()}")
 
 
 def _cost(width: int) -> float:
@@ -102,13 +120,11 @@ def _progress(console: Any) -> Any:
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
 
 
-def _table(results: "list[Result]") -> Any:
+def _table(results: "list[Result]", title: str, slopes: Mapping[str, float] | None) -> Any:
     import numpy as np
     from rich.table import Table
 
-    from anywidth.figure1 import PAPER_SLOPES
-
-    shown = Table(title="relative deviation of the NTK: median over seeds (10%-90% quantiles)")
+    shown = Table(title=title)
     shown.add_column("width", justify="right")
     for result in results:
         shown.add_column(result.setting.label, justify="center")
@@ -117,5 +133,6 @@ def _table(results: "list[Result]") -> Any:
         shown.add_row(str(n), *(f"{m:.3f} ({low:.2f}-{high:.2f})" for m, low, high in quantiles))
     shown.add_section()
     shown.add_row("slope", *("{:.3f} ± {:.3f}".format(*result.slope) for result in results))
-    shown.add_row("the paper's", *(f"{PAPER_SLOPES[result.setting.name]:.2f}" for result in results))
+    if slopes is not None:
+        shown.add_row("the paper's", *(f"{slopes[result.setting.name]:.2f}" for result in results))
     return shown

@@ -21,10 +21,14 @@ from jax import lax
 
 from anywidth.expect.points import Digits, digits, normals
 
-__all__ = ["LEAST", "RANDOMISATIONS", "Sampler", "average", "chunk_of"]
+__all__ = ["LEAST", "FixedCount", "RANDOMISATIONS", "Sampler", "average", "chunk_of"]
 
 RANDOMISATIONS = 16  # so many that three standard errors are exceeded in less than one case of a hundred
 LEAST = 1024  # points of a randomisation
+
+
+class FixedCount(Exception):
+    """What is sampled holds all points at once: their number has to be a Python number."""
 
 
 @dataclass(eq=False)

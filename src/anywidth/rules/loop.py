@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from anywidth import gated
 from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
 from anywidth.inner import ZERO, Gram
 from anywidth.interpret import Interpreter, register
@@ -342,7 +343,12 @@ class Body:
             else:
                 layout = tuple(tuple(Ax(a.axis + 1, a.size) if isinstance(a, Ax) else a for a in at) for at in v.layout)
                 stacked = Ket(lift(v.node), ((Ax(0, self.length),), *layout), v.power)
+                self.loop.roots.append(stacked.node)
             results.append(linear.rev(it, stacked, dimensions=(0,)) if self.reverse else stacked)
+        self.loop.lifted = frozenset(lift.done[x] for x in lift.done if x.local)
+        if gated.is_gated(self.loop):
+            g.gated[id(self.loop)] = self.loop
+            g.keep.append({"loop": self.loop})
         return results
 
 

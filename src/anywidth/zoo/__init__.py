@@ -12,6 +12,8 @@ from anywidth.zoo.batchnorm import batchnorm_mlp
 from anywidth.zoo.cnn import cnn, resnet
 from anywidth.zoo.gates import glu_mlp, highway
 from anywidth.zoo.gcn import gcn
+from anywidth.zoo.gru import gru
+from anywidth.zoo.lstm import lstm
 from anywidth.zoo.maxpool import maxpool_cnn
 from anywidth.zoo.mlp import mlp
 from anywidth.zoo.rnn import rnn
@@ -20,5 +22,18 @@ from anywidth.zoo.unet import unet
 from anywidth.zoo.vit import vit
 
 __all__ = [
-    "batchnorm_mlp", "cnn", "gcn", "glu_mlp", "highway", "maxpool_cnn", "mlp", "resnet", "rnn", "transformer", "unet", "vit",
-]  # fmt: skip
+    "batchnorm_mlp",
+    "cnn",
+    "gcn",
+    "glu_mlp",
+    "gru",
+    "highway",
+    "lstm",
+    "maxpool_cnn",
+    "mlp",
+    "resnet",
+    "rnn",
+    "transformer",
+    "unet",
+    "vit",
+]

@@ -1,0 +1,209 @@
+"""Inner products of the states of gated loops, from sample paths.
+
+A loop is gated if a state of its own goes, not Gaussian, into a nonlinear function of its body: then the inner products
+of the states before a step do not determine those after it. Here requests for inner products of such states are
+recognised and answered for all steps t and s at once: values from the paths of both loops (`paths.py`), and the
+derivative in epsilon from the covariances of their tangents (`tangents.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from anywidth.cells import base, pure, read, timed
+from anywidth.inner import ZERO, Gram, add, scaled
+from anywidth.kets import Carry, Const, Contract, Graph, Index, Node, Pointwise, Product, Sum, View, ViewMap
+from anywidth.loops import Loop
+from anywidth.paths import Path, Stage, mean_outer, simulate
+from anywidth.tangents import slopes
+
+Array = Any
+
+
+SHORT = 16  # steps up to which a loop without recurrent weights is unrolled, which may be exact
+
+
+def is_gated(loop: Loop) -> bool:
+    """Whether a carry that is not Gaussian goes into a nonlinear function."""
+    recurrent = any(isinstance(x, Product) and id(loop) in x.operand.loops for x in loop.lifted)
+    if not recurrent and loop.length <= SHORT:
+        return False
+    for x in loop.lifted:
+        if isinstance(x, Pointwise):
+            for a in x.args:
+                carry = base(a)
+                if isinstance(carry, Carry) and carry.loop is loop and not carry.gaussian:
+                    return True
+    return False
+
+
+@dataclass(frozen=True)
+class State:
+    """A node of a gated loop, with the time as its first axis, read through the entries of a view."""
+
+    loop: Loop
+    node: Node
+    entries: tuple[Any, ...]
+
+
+def state(graph: Graph, x: Node) -> State | None:
+    """X as a function of the carries and Gaussians of one gated loop at one step (for each of its entries)."""
+    node = base(x)
+    entries = x.view.entries if isinstance(x, View) else tuple(range(x.rank))
+    for key in node.loops:
+        loop = graph.gated.get(key)
+        if loop is not None and timed(loop, node):
+            return None if pure(node) else State(loop, node, entries)
+    return _function_of_states(graph, x) if isinstance(x, Pointwise) else None
+
+
+def _function_of_states(graph: Graph, x: Pointwise) -> State | None:
+    """A coordinatewise function, written outside of the loop, of what the loop has at one step."""
+    loops = {key for a in x.args for key in a.loops if key in graph.gated}
+    own = [graph.gated[k] for k in loops if any(timed(graph.gated[k], base(a)) for a in x.args)]
+    if len(own) != 1:
+        return None
+    (loop,) = own
+    if not all(timed(loop, base(a)) for a in x.args):
+        return None
+    times = [a.view.entries[0] if isinstance(a, View) else 0 for a in x.args]
+    if all(t == times[0] and isinstance(t, int) for t in times):  # every step, along an axis
+        axis = times[0]
+        order = [axis, *(i for i in range(x.rank) if i != axis)]
+        place = [order.index(i) for i in range(x.rank)]
+        node = graph.push(graph.view(x, ViewMap(x.rank, tuple(place))))  # type: ignore[arg-type]
+        return State(loop, node, tuple(order))
+    arrays = [t.array if isinstance(t, Index) else None for t in times]
+    if (
+        all(isinstance(t, np.ndarray) and t.size == 1 for t in arrays)
+        and len({int(t.reshape(())) for t in arrays}) == 1
+    ):
+        # one step: the same function at every step, read at that one
+        rank = x.rank + 1
+        args = []
+        for a in x.args:
+            rest = a.view.entries[1:]  # type: ignore[attr-defined]
+            shifted = tuple(
+                e + 1 if isinstance(e, int) else graph.index(graph.viewed(e.array, _later(x.rank))) for e in rest
+            )
+            args.append(graph.view(base(a), ViewMap(rank, (0, *shifted))))
+        node = graph.pointwise(
+            x.expr, args, [c if np.ndim(c) == 0 else graph.viewed(c, _later(x.rank)) for c in x.coefs]
+        )
+        step = graph.index(np.full((1,) * x.rank, int(arrays[0].reshape(()))))  # type: ignore[union-attr]
+        return State(loop, node, (step, *range(x.rank)))
+    return None
+
+
+def _later(rank: int) -> ViewMap:
+    return ViewMap(rank + 1, tuple(range(1, rank + 1)))
+
+
+def answer(gram: Gram, a: Node, b: Node, eps: bool) -> Any:
+    """<a, b> if either is a state of a gated loop and the other is one too or a constant; otherwise None."""
+    g = gram.graph
+    if isinstance(a, Const) or isinstance(b, Const):
+        x, constant = (b, a) if isinstance(a, Const) else (a, b)
+        one = state(g, x)
+        if one is None:
+            return None
+        mean = jnp.mean(values(gram, path(gram, one.loop), one.node), -1)
+        return read(mean, one.entries, a.rank) * constant.array  # type: ignore[attr-defined]
+    one, two = state(g, a), state(g, b)
+    if one is None or two is None:
+        return None if one is two else _decomposed(gram, *((b, a) if two is None else (a, b)), eps)
+    entries = (*one.entries, *two.entries)
+    if one.loop is two.loop:
+        only = path(gram, one.loop)
+        return read(moments(gram, only, only, one.node, two.node), entries, a.rank)
+    if (id(two.loop), id(one.loop)) in {k[1:] for k in gram.solved if k[0] == "paths"}:
+        one, two = two, one
+        entries = (*one.entries, *two.entries)
+    left, right = paths(gram, one.loop, two.loop)
+    value = read(moments(gram, left, right, one.node, two.node), entries, a.rank)
+    if not eps:
+        return value
+    slope = _once(gram, ("slopes", id(one.loop), id(two.loop)), (one.node, two.node),
+                  lambda: slopes(gram, left, right, one.node, two.node))  # fmt: skip
+    return value + gram.epsilon * read(slope, entries, a.rank)
+
+
+def _decomposed(gram: Gram, x: Node, state: Node, eps: bool) -> Any:
+    """<x, state> by the parts of x, so that the state stays as it is."""
+    if isinstance(x, View) and not isinstance(x.operand, Carry):
+        return gram(gram.graph.push(x), state, eps)
+    if isinstance(x, Contract):
+        return gram.contracted(x, state, eps)
+    if not isinstance(x, Sum):
+        return None
+    total: Any = ZERO
+    for coef, term in x.terms:
+        total = add(total, scaled(coef, gram(term, state, eps)))
+    return total
+
+
+def stage(gram: Gram, loop: Loop) -> Stage:
+    """The loop made ready to be sampled."""
+    return _once(gram, ("stage", id(loop)), ("stage",), lambda: Stage(gram, loop, loop.roots))
+
+
+def path(gram: Gram, loop: Loop) -> Path:
+    """The loop alone."""
+
+    def run() -> Path:
+        own = stage(gram, loop)
+        return simulate(own, own.normals(0))
+
+    return _once(gram, ("path", id(loop)), ("path",), run)
+
+
+def paths(gram: Gram, one: Loop, two: Loop) -> tuple[Path, Path]:
+    """Both, the second given the first."""
+
+    def run() -> Path:
+        own = stage(gram, two)
+        return simulate(own, own.normals(1), path(gram, one))
+
+    return path(gram, one), _once(gram, ("paths", id(one), id(two)), ("paths",), run)
+
+
+def values(gram: Gram, p: Path, node: Node) -> Array:
+    """The samples of a node at all steps: (T, F..., M)."""
+    own, M = p.stage, p.gaussians.shape[-1]
+
+    def at(x: Any) -> Array:
+        t, h, u = x
+        return own.sample(own.at(t, h, u), node, M)
+
+    return jax.lax.map(at, (jnp.arange(own.loop.length), p.carries, p.gaussians))
+
+
+def moments(gram: Gram, left: Path, right: Path, a: Node, b: Node) -> Array:
+    """E[a_t b_s] for all t and s: (T, F..., S, F'...)."""
+
+    def run() -> Array:
+        x = values(gram, left, a)
+        y = x if (left is right and a is b) else values(gram, right, b)
+        return mean_outer(x, y)
+
+    return _once(gram, ("moments", id(left), id(right)), (a, b), run)
+
+
+def _once(gram: Gram, place: Any, key: tuple[Any, ...], run: Any) -> Any:
+    """Computed once, unless another trace is running; nothing here depends on epsilon."""
+    known = gram.solved.setdefault(place, {})
+    full = (*key, False)
+    if full not in known:
+        value = run()
+        if gram.sealed:
+            return value
+        known[full] = value
+    return known[full]
+
+
+__all__ = ["answer", "is_gated", "state"]

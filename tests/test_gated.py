@@ -1,0 +1,112 @@
+"""Gated loops, sampled, against the exact kernels of the same networks unrolled, where these are polynomials."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import anywidth as aw
+from anywidth import zoo
+
+RNG = np.random.default_rng(5)
+X, Y = RNG.standard_normal((3, 3)), RNG.standard_normal((2, 3))
+CASES = {}
+
+
+def case(step, *, start="zeros", vectors=(), squares=("W",)):
+    """A cell `step(p, h, c, u, n)` of two carries and the input's product u; read out at every state."""
+
+    def init(n):
+        params = {"U": aw.Normal((n, 3)), "v": aw.Normal((n,)), "h0": aw.Normal((n,), 0.5)}
+        params |= {name: aw.Normal((n, n), 0.7) for name in squares}
+        return params | {name: aw.Normal((n,), var, mean) for name, var, mean in vectors}
+
+    def apply(unrolled, p, x):
+        n = p["v"].shape[0]
+
+        def body(carry, x_t):
+            h, c = step(p, *carry, p["U"] @ x_t / jnp.sqrt(3.0), jnp.sqrt(n))
+            return (h, c), h
+
+        carry = (p["h0"] if start == "random" else jnp.zeros(n, x.dtype), jnp.ones(n, x.dtype))
+        if unrolled:
+            states = []
+            for x_t in x:
+                carry, h = body(carry, x_t)
+                states.append(h)
+            states = jnp.stack(states)
+        else:
+            carry, states = jax.lax.scan(body, carry, x)
+        h, _ = carry
+        return (states.mean(0) + 0.5 * h) @ p["v"] / jnp.sqrt(n)
+
+    CASES[step.__name__] = [aw.Network(init, functools.partial(apply, unrolled)) for unrolled in (False, True)]
+    return step
+
+
+def product_gate(p, h, c, u, root):
+    return h * (p["W"] @ h / root) + u, c
+
+
+def two_carries(p, h, c, u, root):
+    return c + 0.5 * h, c * (p["W"] @ h / root) + u
+
+
+def two_levels_of_one_weight(p, h, c, u, root):
+    gate = p["W"] @ h / root
+    return 0.5 * h * gate + p["W"] @ (h * gate) / root + u, c
+
+
+def decay_and_trained_gain(p, h, c, u, root):
+    return p["a"] * h + 0.3 * (p["W"] @ h / root) * p["g"] + p["b"], c * 0.5 + u
+
+
+case(product_gate)
+case(two_carries)
+case(two_levels_of_one_weight, start="random")
+case(decay_and_trained_gain, vectors=(("a", 0.5, 0.0), ("g", 0.0, 1.0), ("b", 0.3, 0.0)), start="random")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "two_carries" else pytest.mark.long) for name in CASES]
+)
+def test_against_the_exact_kernel(name):
+    """The same input on both sides, and sequences of different lengths."""
+    loop, unrolled = CASES[name]
+    with jax.enable_x64(True):
+        estimate, exact = aw.kernels(loop, tol=0.02), aw.kernels(unrolled)
+        scales = [float(k) for k in exact(X, X)]
+        for x, y in ((X, Y), (X, X)):
+            found, wanted = estimate(x, y), exact(x, y)
+            assert wanted.error == (0.0, 0.0)
+            for value, error, true, scale in zip(found, found.error, wanted, scales, strict=True):
+                assert 0 < error < 0.03 * scale
+                assert abs(value - true) < 4 * error, (value, true, error)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("length", [2, 4, 8])
+@pytest.mark.parametrize("cell", [zoo.gru, zoo.lstm])
+def test_ntk_against_simulation(cell, length):
+    """Seed means at widths 256 and 1024, extrapolated in 1/n, within their standard errors."""
+    net = cell(3, varb=0.5)
+    with jax.enable_x64(True):
+        x, y = np.random.default_rng(length).standard_normal((2, length, 3))
+        y = y[: length - 1]
+        found = [aw.kernels(net, tol=1e-3)(a, b) for a, b in ((x, y), (x, x))]
+        theory = np.array([float(k.ntk) for k in found])
+        stated = np.array([float(k.error.ntk) for k in found])
+        means, errors = [], []
+        for n, seeds in ((256, 160), (1024, 40)):
+            empirical = jax.jit(aw.empirical_ntk(net))
+            draws = []
+            for seed in range(seeds):
+                params = net.sample(jax.random.key(seed + n), n)
+                draws.append([float(empirical(params, x, y)), float(empirical(params, x, x))])
+            means.append(np.mean(draws, 0))
+            errors.append(np.std(draws, 0, ddof=1) / np.sqrt(seeds))
+    limit = (4 * means[1] - means[0]) / 3
+    error = np.hypot(4 * errors[1], errors[0]) / 3
+    assert (np.abs(theory - limit) < 3.5 * np.hypot(error, stated)).all(), (theory, limit, error)
