@@ -3,7 +3,7 @@
 What is computed is a function of a pair of examples and of a `Sampler`. It is run for every randomisation of the
 points; the mean is the answer and the standard error of the mean goes with it, exactly zero where nothing was sampled.
 Called with ordinary arrays, the number of points grows until the standard error is below the tolerance or the budget is
-spent. Inside a transformation (jit, vmap, grad, `anywidth.gram`) nothing can depend on an error: there the number of points is
+spent. Inside a transformation (jit, vmap, grad, `anywidth.gram`) nothing can depend on an error: there their number is
 fixed beforehand.
 """
 
@@ -132,7 +132,7 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
             count = min(count * 2 ** min(max(math.ceil(math.log2(excess) * 1.2), 1), 6), last)
 
     def own_scale(x: Any, y: Any) -> list[float]:
-        """The root of K(x, x) K(y, y) for each leaf, to a digit or two; for examples of one shape, which are compiled."""
+        """The root of K(x, x) K(y, y) for each leaf, to a digit or two, for examples of one shape (which are compiled)."""
         if _key(x, x) != _key(y, y):
             return [0.0] * len(jax.tree.leaves(jax.eval_shape(lambda a, b: growing(a, b, LEAST)[0], x, y)))
         own = [growing(e, e, LEAST)[0] for e in (x, y)]
