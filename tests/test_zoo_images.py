@@ -36,6 +36,7 @@ def simulated(net, x, y, n, seeds):
     return found.mean(0), found.std(0, ddof=1) / np.sqrt(seeds)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_theory_against_simulation(name):
     net, X = NETWORKS[name]
