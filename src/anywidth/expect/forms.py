@@ -237,7 +237,7 @@ class Normaliser:
                     slope = step if what == "relu" else HOMOGENEOUS["sign"]
                     out = self.add(out, self.mul([Mono(1.0, ((i, Power(0, slope(plus), slope(minus))),))], d1))
                 return self.add([], out)
-        return self.generic(difference(what), [d])
+        return self.generic(difference(what), [d, []] if what in COMPARE else [d])
 
     def known_function(self, head: str, x: Form, e: Expr, args: list[Form]) -> Form:
         x0, x1 = self.split(x)
@@ -278,7 +278,8 @@ class Normaliser:
             return [g.function(u, *coefs[counts[k] : counts[k + 1]]) for k, g in enumerate(inner)]
 
         def function(u: Any, *coefs: Any) -> Any:
-            return bind(head, params, operands(u, coefs))
+            value = bind(head, params, operands(u, coefs))
+            return value.astype(u.dtype) if value.dtype == jnp.bool_ else value  # a number, with derivative zero
 
         coefs = tuple(c for g in inner for c in g.coefs)
         breaks = [b for g in inner for b in g.breaks]
@@ -337,6 +338,10 @@ class Normaliser:
             offsets = [m.coef for m in x if not m.factors]
             if atom is IDENTITY:
                 core = (linear[0].coef, constant([m for m in x if not m.factors]) if offsets else 0.0)
+            elif isinstance(atom, Power) and atom.k == 1:  # the side of a rectified linear function that is not zero
+                side = atom.minus if is_number(atom.plus, 0.0) else atom.plus
+                sign = -1.0 if is_number(atom.plus, 0.0) else 1.0
+                core = (times(linear[0].coef, times(sign, side)), constant([m for m in x if not m.factors]))
             elif isinstance(atom, Generic) and not offsets and is_number(linear[0].coef, 1.0):
                 core = atom.core
             elif isinstance(atom, Generic) and atom.core is not None:
