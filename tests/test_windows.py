@@ -138,7 +138,7 @@ CONVOLUTIONS = {
     "dilated": {"padding": "SAME", "rhs_dilation": (2,)},
     "transposed": {"padding": [(1, 2)], "lhs_dilation": (2,)},
     "transposed_dilated": {"padding": [(3, 2)], "lhs_dilation": (3,), "rhs_dilation": (2,), "window_strides": (2,)},
-    "negative_padding": {"padding": [(-1, -1)]},
+    "negative_padding": {"padding": [(-1, 1)]},
     "grouped": {"padding": "SAME", "feature_group_count": 2},
     "channels_first": {"padding": "SAME", "dimension_numbers": ("NCH", "OIH", "NCH")},
     "odd_order": {"padding": "SAME", "dimension_numbers": ("HNC", "IHO", "CHN")},
