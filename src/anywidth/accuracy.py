@@ -132,7 +132,7 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
             count = min(count * 2 ** min(max(math.ceil(math.log2(excess) * 1.2), 1), 6), last)
 
     def own_scale(x: Any, y: Any) -> list[float]:
-        """The root of K(x, x) K(y, y) for each leaf, to a digit or two, for examples of one shape (which are compiled)."""
+        """The root of K(x, x) K(y, y) for each leaf, to a digit or two, for examples of one shape."""
         if _key(x, x) != _key(y, y):
             return [0.0] * len(jax.tree.leaves(jax.eval_shape(lambda a, b: growing(a, b, LEAST)[0], x, y)))
         own = [growing(e, e, LEAST)[0] for e in (x, y)]

@@ -1,8 +1,8 @@
 """Coordinatewise functions as expressions.
 
 An expression is a nested tuple: `("v", i)` the i-th argument, `("c", j)` the j-th coefficient array, `("n", x)` a
-number, `(primitive, params, *operands)` a primitive of JAX, and `("call", (function, how), *operands)` a Python function
-(`how` is "jump", "kink" or "smooth"). Parts of it may be shared.
+number, `(primitive, params, *operands)` a primitive of JAX, and `("call", (function, how), *operands)` a Python
+function (`how` is "jump", "kink" or "smooth"). Parts of it may be shared.
 
 >>> float(evaluated(("mul", (), ("v", 0), ("add", (), ("v", 0), ("n", 1.0))), [3.0], []))
 12.0

@@ -32,7 +32,7 @@ def brute(combine, count, x, y, samples=2**21):
 
     def side(x):
         u = jnp.asarray(U @ x / np.sqrt(3))
-        f = lambda u: combine(*u, u[-1] + 0.5 * u[-2])  # noqa: E731
+        f = lambda u: combine(*u, u[-1] + 0.5 * u[-2])
         return jax.vmap(jax.value_and_grad(f))(u)
 
     (f, df), (g, dg) = side(x), side(y)
@@ -89,7 +89,7 @@ def test_float32_follows_the_inputs():
 
 def test_gradients_in_inputs_and_variances():
     combine, count = CASES["gate"]
-    kernel = lambda x, v: aw.ntk(network(combine, count, varu=v))(x, jnp.asarray(Y))  # noqa: E731
+    kernel = lambda x, v: aw.ntk(network(combine, count, varu=v))(x, jnp.asarray(Y))
     gx, gv = jax.jit(jax.grad(kernel, (0, 1)))(jnp.asarray(X), 1.3)
     h = 1e-5
     fixed = jax.jit(kernel)
@@ -109,7 +109,7 @@ def test_gradients_through_jumps_are_refused():
 
 
 def test_what_is_integrated_has_no_error():
-    gate = lambda z: 0.5 + 0.5 * jax.lax.erf(z)  # noqa: E731
+    gate = lambda z: 0.5 + 0.5 * jax.lax.erf(z)
     net = network(lambda a, b, c: a * gate(b), 2)
     found = aw.kernels(net)(X, Y)
     assert [float(e) for e in found.error] == [0.0, 0.0]
@@ -143,7 +143,7 @@ def test_points_are_normal_and_nets():
 def test_derivative_of_a_root_at_singular_matrices():
     rng = np.random.default_rng(1)
     G, H = rng.normal(size=(2, 4, 2))
-    S = lambda t: (G + t * H) @ (G + t * H).T  # noqa: E731  # of rank two throughout
+    S = lambda t: (G + t * H) @ (G + t * H).T  # of rank two throughout
     value, slope = jax.jvp(lambda t: root(S(t)), (0.3,), (1.0,))
     np.testing.assert_allclose(value @ value, S(0.3), atol=1e-12)
     np.testing.assert_allclose(slope, (root(S(0.3 + 1e-6)) - root(S(0.3 - 1e-6))) / 2e-6, atol=1e-6)
@@ -153,7 +153,7 @@ def program(rng):
     """A random function of three correlated Gaussians, smooth or not, one that must be sampled."""
     smooth = [jnp.tanh, jax.nn.sigmoid, jnp.sin, jax.nn.softplus, lambda z: z]
     kinked = [jax.nn.relu, jnp.abs]
-    pick = lambda fs: fs[rng.integers(len(fs))]  # noqa: E731
+    pick = lambda fs: fs[rng.integers(len(fs))]
     f, g, h = pick(smooth), pick(smooth + kinked), pick(smooth[:4])
     a, b, c = rng.normal(size=3)
     shapes = [

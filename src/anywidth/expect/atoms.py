@@ -61,6 +61,8 @@ class Joint:
 
 @dataclass(frozen=True, eq=False)
 class Mono:
+    """One term of a normal form."""
+
     coef: Any
     factors: tuple[tuple[int, Any], ...]
     norm: Norm | None = None
@@ -68,6 +70,7 @@ class Mono:
 
     @property
     def constant(self) -> bool:
+        """No function of any argument."""
         return not self.factors and self.norm is None and not self.joints
 
     @property
@@ -80,10 +83,12 @@ Form = list[Mono]
 
 
 def known(x: Any) -> bool:
+    """A number that is there already."""
     return not _compat.is_tracer(x) and np.ndim(x) == 0
 
 
 def times(x: Any, y: Any) -> Any:
+    """The product, of numbers as a number."""
     if known(x) and float(x) == 1.0:
         return y
     if known(y) and float(y) == 1.0:
@@ -94,6 +99,7 @@ def times(x: Any, y: Any) -> Any:
 
 
 def is_number(x: Any, value: float) -> bool:
+    """Known to be this number."""
     return known(x) and float(x) == value
 
 
@@ -168,6 +174,7 @@ def _generic_product(f: Any, g: Any) -> Generic:
 
 
 def factors_product(f: tuple[Any, ...], g: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """(coefficient, factors) of the product of two products of atoms."""
     out = dict(f)
     coef: Any = 1.0
     for i, atom in g:
@@ -185,6 +192,7 @@ def factors_product(f: tuple[Any, ...], g: tuple[Any, ...]) -> tuple[Any, tuple[
 
 
 def vanishes(atom: Any) -> bool:
+    """Known to be zero."""
     return isinstance(atom, Power) and is_number(atom.plus, 0.0) and is_number(atom.minus, 0.0)
 
 
@@ -227,11 +235,12 @@ def merged(x: Mono, y: Mono) -> Mono | None:
 def _same_norm(x: Norm | None, y: Norm | None) -> bool:
     if x is None or y is None:
         return x is y
-    same = lambda a, b: a is b or (known(a) and known(b) and a == b)  # noqa: E731
+    same = lambda a, b: a is b or (known(a) and known(b) and a == b)
     return x.argument == y.argument and x.s == y.s and same(x.alpha, y.alpha) and same(x.eps, y.eps)
 
 
 def norm_product(x: Norm | None, y: Norm | None) -> Norm | None:
+    """The product of two powers of one normaliser."""
     if x is None or y is None:
         return x or y
     if not _same_norm(replace(x, s=0.0), replace(y, s=0.0)):
@@ -240,6 +249,7 @@ def norm_product(x: Norm | None, y: Norm | None) -> Norm | None:
 
 
 def constant(x: Form) -> Any:
+    """The sum of a form of constants."""
     total: Any = 0.0
     for m in x:
         total = m.coef if known(total) and float(total) == 0.0 else total + m.coef

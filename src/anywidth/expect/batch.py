@@ -123,7 +123,8 @@ class _Batch:
         if eps and known_no_eps and f.k and g.k and min(self.size, other.size) <= 3:
             raise NoLimitError(
                 f"the NTK of batch normalisation without epsilon is infinite for batches of 3 or fewer (here "
-                f"{min(self.size, other.size)}): 1/sigma^2 has no mean. Add an epsilon to the variance, or use larger batches"
+                f"{min(self.size, other.size)}): 1/sigma^2 has no mean. Add an epsilon to the variance, or use larger "
+                "batches"
             )
         rank = self.base.rank - 1
         if same:

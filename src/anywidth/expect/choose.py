@@ -140,7 +140,7 @@ class _Term:
 
     def _items(self, side: int) -> list[_Item]:
         mono, args = self.monos[side], arguments(self.nodes[side])
-        new = lambda what, numbers: _Item(self.gram, side, what, tuple(args[i] for i in numbers), numbers)  # noqa: E731
+        new = lambda what, numbers: _Item(self.gram, side, what, tuple(args[i] for i in numbers), numbers)
         out = [new(atom, (i,)) for i, atom in mono.factors]
         if mono.norm is not None:
             out.append(new(mono.norm, (mono.norm.argument,)))
@@ -174,7 +174,7 @@ class _Term:
         for members, cov in self.groups:
             if _integrable(members):
                 key = tuple((m.side, m.nodes[0], atom_key(m.what)) for m in members)
-                compute = lambda m=members, c=cov: _group(self.gram, [(i.side, i.nodes[0], i.what) for i in m], c)  # noqa: E731
+                compute = lambda m=members, c=cov: _group(self.gram, [(i.side, i.nodes[0], i.what) for i in m], c)
                 value = _remembered(self.gram, ("group", key, self.eps), compute, members)
             else:
                 value = self._sample(members)
@@ -185,7 +185,7 @@ class _Term:
 
     def _sample(self, members: list[_Item]) -> Any:
         left, right = (self._product(side, [m for m in members if m.side == side]) for side in (0, 1))
-        compute = lambda: sampled.expectation(self.gram, left, right, self.eps)  # noqa: E731
+        compute = lambda: sampled.expectation(self.gram, left, right, self.eps)
         return _remembered(self.gram, ("sampled", left, right, self.eps), compute)
 
     def _product(self, side: int, members: list[_Item]) -> Node:

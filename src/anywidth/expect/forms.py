@@ -55,6 +55,7 @@ class Normaliser:
     # --- algebra ---
 
     def add(self, x: Form, y: Form, sign: float = 1.0) -> Form:
+        """x + sign y."""
         out = list(x)
         for m in y:
             m = replace(m, coef=times(sign, m.coef))
@@ -68,6 +69,7 @@ class Normaliser:
         return [m for m in out if not is_number(m.coef, 0.0) and not any(vanishes(a) for _, a in m.factors)]
 
     def mul(self, x: Form, y: Form) -> Form:
+        """x y, multiplied out."""
         if len(x) * len(y) > FEW and len({i for m in (*x, *y) for i, _ in m.factors}) > 1:
             x, y = self.gathered(x), self.gathered(y)
             if len(x) * len(y) > MANY:
@@ -105,14 +107,17 @@ class Normaliser:
         return out
 
     def order(self, m: Mono) -> int:
+        """How many small arguments it has."""
         return sum(1 for i, _ in m.factors if i in self.small)
 
     def split(self, x: Form) -> tuple[Form, Form]:
+        """The terms without small arguments, and those with one."""
         return [m for m in x if not self.order(m)], [m for m in x if self.order(m)]
 
     # --- expressions ---
 
     def form(self, e: Expr) -> Form:
+        """The normal form of an expression."""
         if e not in self.memo:
             try:
                 self.memo[e] = self._form(e)
@@ -134,6 +139,7 @@ class Normaliser:
         return self.apply(head, e, dict(e[1]), args)
 
     def apply(self, head: str, e: Expr, params: dict[str, Any], args: list[Form]) -> Form:
+        """A primitive applied to normal forms."""
         x = args[0]
         y = args[1] if len(args) > 1 else []
         if head in ("add", "sub", "add_any"):
@@ -240,6 +246,7 @@ class Normaliser:
         return self.generic(difference(what), [d, []] if what in COMPARE else [d])
 
     def known_function(self, head: str, x: Form, e: Expr, args: list[Form]) -> Form:
+        """A function with a closed form, of an affine function of one Gaussian; or any other."""
         x0, x1 = self.split(x)
         linear = [m for m in x0 if m.factors]
         constants = [m for m in x0 if not m.factors]

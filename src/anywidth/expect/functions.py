@@ -15,6 +15,7 @@ from anywidth.expr import COMPARE, Expr
 
 
 def step(v: Any) -> Any:
+    """1 for v > 0, and 0."""
     return float(v > 0) if known(v) else jnp.where(v > 0, jnp.ones_like(v), jnp.zeros_like(v))
 
 
@@ -39,6 +40,7 @@ HOMOGENEOUS: dict[str, Callable[[Any], Any]] = {
 
 
 def difference(what: str) -> Expr:
+    """The function as one of the difference of its operands."""
     return (what, (), ("hole",), ("n", 0.0)) if what in COMPARE else (what, (), ("hole",))
 
 

@@ -4,18 +4,17 @@ The Gaussian nodes below both sides are collected, with their joint covariance S
 both sides are evaluated at (u, v) = S^(1/2) xi with low-discrepancy normal points xi (`points.py`), and the product is
 averaged. Axes of the request are axes of a batch of such expectations, each with a covariance of its own; contracted
 axes are further coordinates. Where the entries along an axis are mostly functions of the same Gaussians (batch
-normalisation), the whole axis is sampled jointly instead (`_Layout`). Exchanging the sides exchanges the halves of xi, so
-every point is used twice, with its halves exchanged: the estimate is exactly symmetric.
+normalisation), the whole axis is sampled jointly instead (`Layout`). Exchanging the sides exchanges the halves of xi,
+so every point is used twice, with its halves exchanged: the estimate is exactly symmetric.
 
 **Derivatives.** In C by Price's theorem, dE = sum_kl E[d_k Y d_l Y'] dC_kl, with one gradient of each side a sample:
-this is what the NTK asks for, and it is finite at coinciding inputs. In everything else along the path, through the root
-(`roots.py`). The latter is right for functions with kinks and wrong for functions with jumps, for which it is refused;
-the former is the almost-everywhere derivative, the convention of every NTK.
+this is what the NTK asks for, and it is finite at coinciding inputs. In everything else along the path, through the
+root (`roots.py`). The latter is right for functions with kinks and wrong for functions with jumps, for which it is
+refused; the former is the almost-everywhere derivative, the convention of every NTK.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,14 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NeedsUnroll, UnsupportedError
+from anywidth.expect.layout import Layout, covariance, layouts
 from anywidth.expect.numerics import is_zero
 from anywidth.expect.roots import root
 from anywidth.expect.sampler import Sampler, average, chunk_of
 from anywidth.expr import JUMPS, KINKED, LEAVES, evaluated
-from anywidth.kets import Const, Contract, Node, Pointwise, Sum, View, ViewMap
-
-LARGEST = 256  # dimensions that are sampled jointly
-
+from anywidth.kets import Const, Contract, Node, Pointwise, Sum, View
 
 # --- evaluation on samples --------------------------------------------------------------------------------
 
@@ -138,144 +135,6 @@ class Side:
         return jnp.asarray(of(self.node), dtype)
 
 
-# --- which coordinates are sampled together ---------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class _Layout:
-    """The coordinates of the bases, when the axes `joint` of the request are sampled jointly.
-
-    A block is a node whose first `rank` axes are those of the request (of size one along the joint ones) and whose
-    others are coordinates. The same block may serve several bases: `place` has its number and the joint axes that the
-    base has, which come first among the block's coordinates.
-    """
-
-    graph: Any
-    rank: int
-    joint: tuple[int, ...]
-    blocks: list[Node] = field(default_factory=list)
-    place: dict[Node, tuple[int, list[int]]] = field(default_factory=dict)
-
-    def add(self, base: Node) -> None:
-        if base in self.place:
-            return
-        rank = self.rank
-        moved = [i for i in self.joint if base.shape[i] > 1]
-        extra = base.rank - rank
-        entries = [rank + moved.index(i) if i in moved else i for i in range(rank)]
-        entries += [rank + len(moved) + j for j in range(extra)]
-        block = self.graph.view(base, ViewMap(rank + len(moved) + extra, tuple(entries)))
-        for number, other in enumerate(self.blocks):
-            if other.shape == block.shape and _same(self.graph, other, block):
-                self.place[base] = number, moved
-                return
-        self.blocks.append(block)
-        self.place[base] = len(self.blocks) - 1, moved
-
-    def size(self, number: int) -> int:
-        return int(np.prod(self.blocks[number].shape[self.rank :], dtype=int))
-
-    def sample(self, base: Node, z: Any, start: int) -> Any:
-        """The base's values, from those of its block: z[..., start:]."""
-        number, moved = self.place[base]
-        extra = self.blocks[number].shape[self.rank :]
-        z = z[..., start : start + self.size(number)]
-        lead = z.shape[: self.rank + 1]
-        z = z.reshape(*lead, *extra)
-        at = self.rank + 1
-        order = [0] + [at + moved.index(i) if i in moved else 1 + i for i in range(self.rank)]
-        order += list(range(at + len(moved), z.ndim))
-        left = [i for i in range(z.ndim) if i not in order]
-        z = jnp.transpose(z, order + left)
-        return z.reshape(z.shape[: len(order)])
-
-
-def _same(graph: Any, x: Node, y: Node) -> bool:
-    """The same kets, however the views on them are written."""
-    for _ in range(64):
-        if x is y:
-            return True
-        if isinstance(x, View):
-            pushed = graph.push(x)
-            if pushed is x:
-                return False
-            x = pushed
-        elif isinstance(y, View):
-            pushed = graph.push(y)
-            if pushed is y:
-                return False
-            y = pushed
-        else:
-            return False
-    return False
-
-
-def _layouts(graph: Any, left: Side, right: Side) -> tuple[_Layout, _Layout, tuple[int, ...]]:
-    """The layouts of the two sides that cost least, and the shape of the batch of expectations.
-
-    A side whose bases the other shares is joined to it: then all coordinates are in the first layout.
-    """
-    a, b = left.node, right.node
-    rank = a.rank
-    full = np.broadcast_shapes(a.shape, b.shape)
-    axes = [i for i in range(rank) if full[i] > 1]
-    choices = itertools.chain.from_iterable(itertools.combinations(axes, k) for k in range(len(axes) + 1))
-    best: Any = None
-    for joint in itertools.islice(choices, 64):
-        layouts = _Layout(graph, rank, joint), _Layout(graph, rank, joint)
-        for base in left.bases:
-            layouts[0].add(base)
-        shared = any(base in layouts[0].place for base in right.bases)
-        for base in right.bases:
-            layouts[0 if shared else 1].add(base)
-        dimension = sum(lay.size(i) for lay in layouts for i in range(len(lay.blocks)))
-        batch = tuple(1 if i in joint else full[i] for i in range(rank))
-        cost = int(np.prod(batch)) * dimension**2 * (1 if not joint else 3)
-        if dimension <= LARGEST and (best is None or cost < best[0]):
-            best = cost, layouts, batch
-    if best is None:
-        from anywidth.expect.choose import SeveralError
-
-        raise SeveralError(
-            a if isinstance(a, Pointwise) else b,
-            f"this is a function of more than {LARGEST} correlated Gaussians (in both copies of the network), which is more "
-            "than anywidth samples",
-        )
-    return (*best[1], best[2])
-
-
-def _covariance(gram: Any, first: list[Node], second: list[Node], batch: tuple[int, ...], eps: bool, dtype: Any) -> Any:
-    """(*batch, D, D') covariances of all coordinates of two lists of blocks."""
-    from anywidth.inner import ZERO
-
-    rank = len(batch)
-    graph = gram.graph
-
-    def entry(p: Node, q: Node) -> Any:
-        kp, kq = p.rank - rank, q.rank - rank
-        x = graph.view(p, ViewMap(rank + kp + kq, tuple(range(rank + kp))))
-        y = graph.view(q, ViewMap(rank + kp + kq, (*range(rank), *range(rank + kp, rank + kp + kq))))
-        value = gram(x, y, eps)
-        sp, sq = p.shape[rank:], q.shape[rank:]
-        shape = (*batch, int(np.prod(sp, dtype=int)), int(np.prod(sq, dtype=int)))
-        if value is ZERO:
-            return jnp.zeros(shape, dtype)
-        return jnp.broadcast_to(value, (*batch, *sp, *sq)).reshape(shape).astype(dtype)
-
-    if not first or not second:
-        count = lambda blocks: sum(int(np.prod(p.shape[rank:], dtype=int)) for p in blocks)  # noqa: E731
-        return jnp.zeros((*batch, count(first), count(second)), dtype)
-    if first is second:
-        upper = {(i, j): entry(first[i], first[j]) for i in range(len(first)) for j in range(i, len(first))}
-        rows = [
-            [upper[i, j] if i <= j else jnp.swapaxes(upper[j, i], -1, -2) for j in range(len(first))]
-            for i in range(len(first))
-        ]
-        S = jnp.concatenate([jnp.concatenate(row, -1) for row in rows], -2)
-        return (S + jnp.swapaxes(S, -1, -2)) / 2
-    return jnp.concatenate([jnp.concatenate([entry(p, q) for q in second], -1) for p in first], -2)
-
-
 # --- the expectation -----------------------------------------------------------------------------------------
 
 
@@ -284,11 +143,11 @@ def expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
     graph = gram.graph
     sampler: Sampler = graph.sampler
     left, right = Side(graph, a), Side(graph, b)
-    one, two, batch = _layouts(graph, left, right)
+    one, two, batch = layouts(graph, left, right)
     dtype = sampler.dtype
-    S11 = _covariance(gram, one.blocks, one.blocks, batch, False, dtype)
-    S22 = _covariance(gram, two.blocks, two.blocks, batch, False, dtype)
-    C = _covariance(gram, one.blocks, two.blocks, batch, eps, dtype)
+    S11 = covariance(gram, one.blocks, one.blocks, batch, False, dtype)
+    S22 = covariance(gram, two.blocks, two.blocks, batch, False, dtype)
+    C = covariance(gram, one.blocks, two.blocks, batch, eps, dtype)
     return estimate(sampler, _Pair(left, right, one, two, batch, dtype), S11, S22, C)
 
 
@@ -296,8 +155,8 @@ def expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
 class _Pair:
     left: Side
     right: Side
-    one: _Layout
-    two: _Layout
+    one: Layout
+    two: Layout
     batch: tuple[int, ...]
     dtype: Any
 
@@ -357,6 +216,7 @@ def _mean_product(y: Any, w: Any, n: int) -> Any:
 
 
 def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
+    """The mean over the sampler's points, with its derivatives."""
     d, e = pair.sizes
     m = max(d, e)
     static = sampler.count if isinstance(sampler.count, int) else None
@@ -395,8 +255,9 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
 
         return SeveralError(
             pair.left.node if pair.left.primitives else pair.right.node,
-            "the derivative, in something other than the weights, of an expectation of a function with jumps (for an NTK: "
-            "with kinks) of several correlated Gaussians is asked for, which sampling cannot give. Use smooth functions",
+            "the derivative, in something other than the weights, of an expectation of a function with jumps (for an "
+            "NTK: with kinks) of several correlated Gaussians is asked for, which sampling cannot give. Use smooth "
+            "functions",
         )
 
     # What is not differentiated in is an argument all the same: it may be traced.
@@ -423,7 +284,7 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
         return along(plain, primals, tangents, 5)
 
     def slope_jvp(primals: Any, tangents: Any) -> Any:
-        S11, S22, C, left, right, dC, net, count = primals
+        S11, S22, C, left, right, _, net, count = primals
         if all(is_zero(t) for t in jax.tree.leaves(tangents[:5], is_leaf=is_zero)):
             value, slope = slope_of(*primals)
             if is_zero(tangents[5]):
