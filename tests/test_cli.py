@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from anywidth import cli, figure1
+from anywidth import cli, figure1, figure3
 
 pytest.importorskip("typer")
 from typer.testing import CliRunner
@@ -143,3 +143,14 @@ def test_missing_extra_is_named():
     assert done.returncode == 1
     assert "anywidth[cli]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_figure3_settings():
+    sentences = figure3.sentences()
+    assert [len(s) for s in sentences] == [len(w) for w in figure3.WORDS] == [7, 9]
+    assert (sentences[0][-1] == sentences[1][-1]).all()  # "dog"
+    for setting in figure3.settings():
+        trained = {name for name in setting.net.init(64) if setting.lr.get(name, 1.0)}
+        assert trained == {"v"}
+        assert setting.kernel == "nngp"
+    np.testing.assert_allclose(figure3.correlations(np.array([[4.0, 1.0], [1.0, 1.0]])), [[1.0, 0.5], [0.5, 1.0]])
