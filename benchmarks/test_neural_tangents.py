@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import seconds
 
 import anywidth as aw
 from anywidth import zoo
+from conftest import seconds
 
 PYTHON = os.environ.get("NEURAL_TANGENTS_PYTHON", "/opt/nt/bin/python")
 # name: (network, shape of a data set, at most this many times the seconds of neural-tangents)

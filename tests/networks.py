@@ -1258,5 +1258,5 @@ def linear_attention():
     return init, apply
 
 
-import strangers  # noqa: E402, F401  registers more cases
 import several  # noqa: E402, F401
+import strangers  # noqa: E402, F401  registers more cases

@@ -332,7 +332,7 @@ def table(gram: Gram, left: Ask, right: Ask, eps: bool) -> Any:
         a.loop,
         a.number,
         ViewMap(a.view.rank + 1, tuple(g._through(e, _shifted(g, a.view.rank)) for e in a.view.entries)),
-    )  # noqa: E731
+    )
     left, right = inner(left), inner(right)
     key = (left.key(g), right.key(g), eps)
     if key in known:

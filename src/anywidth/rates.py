@@ -181,4 +181,3 @@ def scaled_by(rates: Sequence[Any], params: PyTree) -> PyTree:
 def is_frozen(rate: Any) -> bool:
     """Whether a rate is known to be zero."""
     return not _compat.is_tracer(rate) and float(rate) == 0
-

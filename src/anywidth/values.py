@@ -57,7 +57,7 @@ def product_of(sizes: Sequence[Size]) -> Size:
 
 
 def ratio(x: Size, y: Size) -> Fraction | None:
-    """x / y where it is a number."""
+    """X / y where it is a number."""
     (a, b), (c, d) = affine(x), affine(y)
     if c == 0:
         return Fraction(b) / d if a == 0 and d else None

@@ -11,7 +11,9 @@ import pytest
 import anywidth
 
 README = Path(__file__).parents[2] / "README.md"
-MODULES = sorted(m.name for m in pkgutil.walk_packages(anywidth.__path__, "anywidth.") if not m.name.endswith("__main__"))
+MODULES = sorted(
+    m.name for m in pkgutil.walk_packages(anywidth.__path__, "anywidth.") if not m.name.endswith("__main__")
+)
 
 
 def test_readme(tmp_path, monkeypatch):

@@ -20,10 +20,17 @@ pytestmark = [
     pytest.mark.skipif(not (HTML / "index.html").exists(), reason="the site is not built: make docs"),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+]
 
 
 @pytest.fixture(scope="module")

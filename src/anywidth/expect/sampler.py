@@ -21,7 +21,7 @@ from jax import lax
 
 from anywidth.expect.points import Digits, digits, normals
 
-__all__ = ["LEAST", "FixedCount", "RANDOMISATIONS", "Sampler", "average", "chunk_of"]
+__all__ = ["LEAST", "RANDOMISATIONS", "FixedCount", "Sampler", "average", "chunk_of"]
 
 RANDOMISATIONS = 16  # so many that three standard errors are exceeded in less than one case of a hundred
 LEAST = 1024  # points of a randomisation

@@ -21,11 +21,46 @@ SCALES = {"neg": 1, "abs": 1, "copy": 1, "real": 1, "stop_gradient": 1, "convert
           "name": 1, "optimization_barrier": 1, "square": 2, "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2),
           "cbrt": Fraction(1, 3), "sign": 0, "device_put": 1, "is_finite": 0}  # fmt: skip
 LINEAR = {"copy", "real", "convert_element_type", "reduce_precision", "name", "optimization_barrier", "device_put"}
-NONLINEAR = (
-    "exp exp2 expm1 log log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh logistic erf erfc erf_inv lgamma "
-    "digamma floor ceil round not and or xor rem nextafter atan2 clamp is_finite bessel_i0e bessel_i1e"
-).split()
-COMPARE = "eq ne lt le gt ge".split()
+NONLINEAR = [
+    "exp",
+    "exp2",
+    "expm1",
+    "log",
+    "log1p",
+    "sin",
+    "cos",
+    "tan",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "asinh",
+    "acosh",
+    "atanh",
+    "logistic",
+    "erf",
+    "erfc",
+    "erf_inv",
+    "lgamma",
+    "digamma",
+    "floor",
+    "ceil",
+    "round",
+    "not",
+    "and",
+    "or",
+    "xor",
+    "rem",
+    "nextafter",
+    "atan2",
+    "clamp",
+    "is_finite",
+    "bessel_i0e",
+    "bessel_i1e",
+]
+COMPARE = ["eq", "ne", "lt", "le", "gt", "ge"]
 
 
 def _bind(it: Interpreter, params: dict[str, Any], vals: Sequence[Any]) -> Any:

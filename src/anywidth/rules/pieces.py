@@ -27,7 +27,7 @@ ALONG_FINITE = {
 
 
 def parts_like(it: Interpreter, x: Value, axis: int, sizes: Sequence[Any]) -> list[Value]:
-    """x cut along an axis into parts of the given sizes."""
+    """X cut along an axis into parts of the given sizes."""
     if isinstance(x, Cat) and x.axis == axis and x.sizes == tuple(sizes):
         return list(x.parts)
     if isinstance(x, Det) and (not x.shape or x.shape[axis] == 1):
