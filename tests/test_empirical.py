@@ -9,8 +9,8 @@ import pytest
 
 import anywidth as aw
 from anywidth import Network, Normal, zoo
-from anywidth.empirical import _Pair
-from anywidth.structure import Structure
+from anywidth.finite.empirical import _Pair
+from anywidth.finite.structure import Structure
 
 rng = np.random.default_rng(5)
 

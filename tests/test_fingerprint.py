@@ -11,7 +11,7 @@ import numpy as np
 
 import anywidth as aw
 from anywidth.examples import dataset
-from anywidth.fingerprint import data_fingerprint, kernel_fingerprint
+from anywidth.grams.fingerprint import data_fingerprint, kernel_fingerprint
 from anywidth.zoo import mlp, rnn
 
 SPEC = jax.ShapeDtypeStruct((3,), jnp.float64)

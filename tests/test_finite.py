@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anywidth import Network, Normal, finite, zoo
-from anywidth.empirical import empirical_nngp, empirical_ntk
-from anywidth.finite import Check, check, loglog_slope, simulate
+from anywidth import Network, Normal, zoo
+from anywidth.finite import simulation
+from anywidth.finite.empirical import empirical_nngp, empirical_ntk
+from anywidth.finite.simulation import Check, check, loglog_slope, simulate
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_a_seed_depends_on_its_own_key_only(x, key, monkeypatch, together):
     """However many are worked on together, which depends on memory."""
     net, keys = zoo.rnn(3), jax.random.split(key, 5)
     alone = simulate(net, [x], 10, keys[3:4])
-    monkeypatch.setattr(finite, "_TOGETHER", together)
+    monkeypatch.setattr(simulation, "_TOGETHER", together)
     np.testing.assert_allclose(simulate(net, [x], 10, keys)[3], alone[0], rtol=1e-12)
 
 
@@ -78,8 +79,8 @@ def linear(classes):
 
 @pytest.fixture
 def known(monkeypatch):
-    monkeypatch.setattr(finite, "ntk", lambda net: lambda x, y: 2 * x @ y / 3)
-    monkeypatch.setattr(finite, "nngp", lambda net: lambda x, y: x @ y / 3)
+    monkeypatch.setattr(simulation, "ntk", lambda net: lambda x, y: 2 * x @ y / 3)
+    monkeypatch.setattr(simulation, "nngp", lambda net: lambda x, y: x @ y / 3)
 
 
 @pytest.mark.usefixtures("known")
@@ -101,7 +102,7 @@ def test_check_of_the_nngp(rng):
 
 @pytest.mark.usefixtures("known")
 def test_check_sees_a_wrong_theory(rng, monkeypatch):
-    monkeypatch.setattr(finite, "ntk", lambda net: lambda x, y: 1.1 * 2 * x @ y / 3)
+    monkeypatch.setattr(simulation, "ntk", lambda net: lambda x, y: 1.1 * 2 * x @ y / 3)
     result = check(linear(None), rng.normal(size=(3, 3)), widths=(64, 512, 4096), seeds=20)
     assert result.medians[-1] > 0.08
     assert result.slope > -0.35

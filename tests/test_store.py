@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import anywidth as aw
-from anywidth import evaluate, filling, tiles
-from anywidth import store as store_module
-from anywidth.claims import Claims
+from anywidth.grams import evaluate, filling, tiles
+from anywidth.grams import store as store_module
+from anywidth.grams.claims import Claims
 from anywidth.zoo import mlp
 
 zarr = pytest.importorskip("zarr")
@@ -332,7 +332,7 @@ JOB = textwrap.dedent(
     import sys, time
     import jax, jax.numpy as jnp, numpy as np
     import anywidth as aw
-    from anywidth import tiles
+    from anywidth.grams import tiles
 
     jax.config.update("jax_enable_x64", True)
     launch, computed = tiles.launch, []
@@ -418,7 +418,7 @@ def test_another_process_creates_it_first_with_other_tiles(tmp_path, monkeypatch
 def test_claims_exclude_other_processes_and_die_with_them(tmp_path):
     path = tmp_path / "claims"
     path.touch()
-    code = f"import sys; sys.path[:0] = {sys.path}; from pathlib import Path; from anywidth.claims import Claims\n"
+    code = f"import sys; sys.path[:0] = {sys.path}; from pathlib import Path; from anywidth.grams.claims import Claims\n"
     code += f"c = Claims(Path({str(path)!r})); c.take(3); print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anywidth import evaluate, tiles
-from anywidth.tiles import gram
+from anywidth.grams import evaluate, tiles
+from anywidth.grams.tiles import gram
 
 
 class Pair(NamedTuple):

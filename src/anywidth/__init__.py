@@ -5,13 +5,11 @@ from typing import Any
 
 from anywidth import predict
 from anywidth.derivation import Drawing, Explanation, draw, explain
-from anywidth.empirical import empirical_nngp, empirical_ntk, linearize, ntk_vp
 from anywidth.errors import AccuracyWarning, AnywidthError, InputError, NoLimitError, StoreError, UnsupportedError
-from anywidth.finite import Check, check
+from anywidth.finite import Check, check, empirical_nngp, empirical_ntk, linearize, ntk_vp
+from anywidth.grams import gram, open_gram
 from anywidth.kernels import Errors, Kernels, kernels, nngp, ntk
 from anywidth.network import Network, Normal
-from anywidth.store import open_gram
-from anywidth.tiles import gram
 
 __version__ = "0.1.0"
 

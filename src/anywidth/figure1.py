@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from anywidth.finite import deviation, limit, loglog_slope, simulations
+from anywidth.finite.simulation import deviation, limit, loglog_slope, simulations
 from anywidth.network import Network
 from anywidth.zoo import batchnorm_mlp, rnn, transformer
 

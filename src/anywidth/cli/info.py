@@ -30,8 +30,8 @@ def info(
 
 
 def _store(path: Path) -> list[tuple[str, str]]:
+    from anywidth.grams.store import count, read_header
     from anywidth.memory import readable
-    from anywidth.store import count, read_header
 
     header = read_header(path)
     if header is None:

@@ -19,9 +19,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from anywidth import predict
 from anywidth.errors import InputError
+from anywidth.grams import gram
 from anywidth.predict.cholesky import factorise, solve, solve_lower
 from anywidth.sklearn.networks import as_examples, check_pickles, computing, kernel_of, network_of
-from anywidth.tiles import gram
 
 __all__ = ["InfiniteWidthClassifier", "InfiniteWidthRegressor"]
 

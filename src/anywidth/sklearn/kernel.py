@@ -11,6 +11,7 @@ from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
 
 from anywidth import predict
 from anywidth.errors import InputError
+from anywidth.grams import gram
 from anywidth.sklearn.networks import (
     Factory,
     _Options,
@@ -20,7 +21,6 @@ from anywidth.sklearn.networks import (
     kernel_of,
     network_of,
 )
-from anywidth.tiles import gram
 
 __all__ = ["InfiniteWidthKernel"]
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from anywidth.claims import Claims
-from anywidth.evaluate import transposed
-from anywidth.plan import Tile
-from anywidth.progress import Meter
-from anywidth.store import CLAIMS, Header, arrays, fill_value, flush
+from anywidth.grams.claims import Claims
+from anywidth.grams.evaluate import transposed
+from anywidth.grams.plan import Tile
+from anywidth.grams.progress import Meter
+from anywidth.grams.store import CLAIMS, Header, arrays, fill_value, flush
 
 __all__ = ["QUEUE", "GramStore"]
 

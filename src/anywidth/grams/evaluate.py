@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from anywidth import _compat
-from anywidth.plan import Tile, at
+from anywidth.grams.plan import Tile, at
 
 __all__ = ["Program", "assemble", "compiled", "launch", "padded", "transposed"]
 

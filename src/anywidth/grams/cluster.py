@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from anywidth import _compat
-from anywidth.evaluate import assemble, launch
-from anywidth.plan import Panel, Tile
+from anywidth.grams.evaluate import assemble, launch
+from anywidth.grams.plan import Panel, Tile
 
 __all__ = ["run"]
 

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from anywidth.finite.structure import Structure, Taps, flops, footprint, product, product_flops
 from anywidth.memory import free_memory, readable
 from anywidth.network import Network
 from anywidth.rates import Rates, is_frozen, rates_at, scaled_by
-from anywidth.structure import Structure, Taps, flops, footprint, product, product_flops
 
 __all__ = ["empirical_nngp", "empirical_ntk", "linearize", "ntk_vp"]
 

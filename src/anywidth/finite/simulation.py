@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from anywidth.examples import Dataset, dataset
+from anywidth.grams.tiles import gram
 from anywidth.kernels import nngp, ntk
 from anywidth.network import Network
 from anywidth.rates import Rates, rates_at, scaled_by
-from anywidth.tiles import gram
 
 __all__ = [
     "Check",

@@ -13,15 +13,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from anywidth.errors import StoreError
-from anywidth.evaluate import assemble, compiled, launch, on_device, padded, transposed
 from anywidth.examples import Dataset, dataset
-from anywidth.filling import QUEUE, GramStore
-from anywidth.identity import differences, identity
+from anywidth.grams.evaluate import assemble, compiled, launch, on_device, padded, transposed
+from anywidth.grams.filling import QUEUE, GramStore
+from anywidth.grams.identity import differences, identity
+from anywidth.grams.plan import Piece, Tile, at, between_groups, even, panels, squares
+from anywidth.grams.progress import Meter, bar
+from anywidth.grams.store import Header, create, read_header
 from anywidth.kernels import Errors, Kernels
 from anywidth.memory import free_memory, parse_bytes, readable
-from anywidth.plan import Piece, Tile, at, between_groups, even, panels, squares
-from anywidth.progress import Meter, bar
-from anywidth.store import Header, create, read_header
 
 __all__ = ["gram"]
 
@@ -150,7 +150,7 @@ def _here(work: _Work, tiles: Iterable[Tile | None], put: Put, idle: Callable[[]
 
 
 def _on_cluster(client: Any, work: _Work, tiles: Iterable[Tile | None], put: Put, idle: Callable[[], None]) -> None:
-    from anywidth.cluster import run
+    from anywidth.grams.cluster import run
 
     run(client, work.kernel, work.ranks, tiles, work.sides, put, idle)
 

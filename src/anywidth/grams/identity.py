@@ -9,7 +9,7 @@ import numpy as np
 
 from anywidth import _compat
 from anywidth.examples import Dataset
-from anywidth.fingerprint import data_fingerprint, kernel_fingerprint
+from anywidth.grams.fingerprint import data_fingerprint, kernel_fingerprint
 from anywidth.parameters import read_parameters
 
 __all__ = ["differences", "identity"]
