@@ -1,4 +1,4 @@
-"""Loops and branches.
+"""Loops.
 
 The body of a scan is interpreted once, at a running step t, with its carry as an opaque ket: inside a `lax.scan` of
 our own that steps the carry's own inner products and yields every deterministic number the body comes to. The nodes
@@ -22,25 +22,21 @@ from anywidth.inner import ZERO, Gram
 from anywidth.interpret import Interpreter, register
 from anywidth.kets import (
     Const,
-    Contract,
     Dyn,
     Graph,
-    Index,
     Leaf,
     Node,
-    Pointwise,
     Product,
     Rows,
-    Sum,
-    View,
     ViewMap,
     is_zero,
 )
 from anywidth.loops import Ask, Frame, Loop, sealed
 from anywidth.rules import linear
-from anywidth.rules.elementwise import select
+from anywidth.rules.lift import Lift, collect
+from anywidth.rules.unrolled import unrolled
 from anywidth.trace import is_wide
-from anywidth.values import ZERO_POWER, Ax, Cat, Det, Ket, Mat, Value, layout_of, standard, trivial_sizes
+from anywidth.values import Ax, Cat, Det, Ket, Mat, Value, layout_of, standard, trivial_sizes
 
 
 @register("scan")
@@ -310,7 +306,7 @@ class Body:
             arrays: dict[int, Any] = {}
             for v in outs:
                 if isinstance(v, Ket):
-                    _collect(v.node, arrays)
+                    collect(v.node, arrays)
             found.update(outs=outs, arrays=list(arrays.values()), dyn=frame.dyn_left)
             next_dets = [
                 jnp.broadcast_to(jnp.asarray(outs[i].val, d.dtype), d.shape) for i, d in zip(det_at, dets, strict=True)
@@ -378,171 +374,3 @@ def _merged(kind: Kind, v: Value) -> Kind:
     if v.power != kind.power:
         raise NoLimitError(f"a loop multiplies what it carries by n^{v.power - kind.power} at every step")
     return replace(kind, gaussian=kind.gaussian and v.node.gaussian)
-
-
-def _arrays(node: Node) -> list[Any]:
-    if isinstance(node, Product):
-        return [a for _, a in node.indices]
-    if isinstance(node, Const):
-        return [node.array]
-    if isinstance(node, Sum):
-        return [c for c, _ in node.terms]
-    if isinstance(node, Contract):
-        return [node.coef]
-    if isinstance(node, Pointwise):
-        return list(node.coefs)
-    if isinstance(node, View):
-        return [e.array for e in node.view.entries if isinstance(e, Index)]
-    return []
-
-
-def _children(node: Node) -> Sequence[Node]:
-    if isinstance(node, Sum):
-        return [t for _, t in node.terms]
-    if isinstance(node, Pointwise):
-        return node.args
-    return [node.operand] if isinstance(node, Product | Contract | View) else []
-
-
-def _static(a: Any) -> bool:
-    return a is None or isinstance(a, np.ndarray | np.generic | float | int)
-
-
-def _collect(node: Node, arrays: dict[int, Any], seen: set[Node] | None = None) -> None:
-    """The arrays that local nodes hold: they differ from step to step."""
-    seen = set() if seen is None else seen
-    if node in seen or not node.local:
-        return
-    seen.add(node)
-    arrays.update({id(a): a for a in _arrays(node) if not _static(a)})
-    for child in _children(node):
-        _collect(child, arrays, seen)
-
-
-@dataclass(eq=False)
-class Lift:
-    """Gives the nodes of a step a first axis, the time."""
-
-    graph: Graph
-    length: int
-    stacked: dict[int, Any]
-    dyn: Dyn  # the running step
-    done: dict[Node, Node] = field(default_factory=dict)
-
-    def __call__(self, node: Node) -> Node:
-        if node not in self.done:
-            self.done[node] = self.lifted(node)
-        return self.done[node]
-
-    def shift(self, rank: int) -> ViewMap:
-        return ViewMap(rank + 1, tuple(range(1, rank + 1)))
-
-    def array(self, a: Any, rank: int) -> Any:
-        if a is None or (np.ndim(a) == 0 and _static(a)):
-            return a
-        if _static(a):
-            return self.graph.viewed(a, self.shift(np.ndim(a)))
-        s = self.stacked[id(a)]
-        return s if s.ndim == rank + 1 else s.reshape((self.length,) + (1,) * rank)
-
-    def lifted(self, node: Node) -> Node:
-        g, rank = self.graph, node.rank
-        if not node.local:
-            return g.view(node, self.shift(rank))
-        if isinstance(node, View):
-            x = node.operand
-            entries: list[Any] = [0] if x.local else []  # the time of what is viewed is the time of the view
-            for e in node.view.entries:
-                if isinstance(e, Dyn):
-                    entries.append(0 if e is self.dyn else e)
-                elif isinstance(e, Index):
-                    entries.append(g.index(self.array(e.array, rank)))
-                else:
-                    entries.append(e + 1)
-            return g.view(self(x) if x.local else x, ViewMap(rank + 1, tuple(entries)))
-        if isinstance(node, Product):
-            inner = rank + node.contracted
-            indices = tuple((k, self.array(a, inner)) for k, a in node.indices)
-            return g.product(
-                node.leaf, node.copy, self(node.operand), node.contracted, node.row, node.col, indices, node.line
-            )
-        if isinstance(node, Const):
-            return g.const(self.array(node.array, rank))
-        if isinstance(node, Sum):
-            return g.sum([(self.array(c, rank), self(t)) for c, t in node.terms])
-        if isinstance(node, Contract):
-            return g.contract(self.array(node.coef, rank + node.contracted), self(node.operand), node.contracted)
-        assert isinstance(node, Pointwise)
-        g.current = g.origin.get(node)
-        return g.pointwise(node.expr, [self(a) for a in node.args], [self.array(c, rank) for c in node.coefs])
-
-
-# --- unrolled ---------------------------------------------------------------------------------------------
-
-
-def unrolled(
-    it: Interpreter, body: Any, consts: list[Value], carry: list[Value], xs: list[Value], length: int, reverse: bool
-) -> list[Value]:
-    eqn = it.eqn
-    assert eqn is not None
-    collected: list[list[Value]] = []
-    for t in reversed(range(length)) if reverse else range(length):
-        out = it.run(body, [*consts, *carry, *(_at(it, x, t) for x in xs)])
-        it.eqn = eqn
-        carry = out[: len(carry)]
-        collected.append(out[len(carry) :])
-    if reverse:
-        collected.reverse()
-    outs = eqn.outputs[len(carry) :]
-    columns = list(zip(*collected, strict=True)) if collected else [() for _ in outs]
-    return [*carry, *(None if v is None else stacked(it, list(c)) for c, v in zip(columns, outs, strict=True))]  # type: ignore[list-item]
-
-
-def _at(it: Interpreter, x: Value, t: int) -> Value:
-    from anywidth.rules import pieces
-
-    one = pieces.section(it, x, 0, t, t + 1)
-    if isinstance(one, Cat):
-        return Cat(tuple(linear.squeeze(it, p, dimensions=(0,)) for p in one.parts), one.axis - 1)
-    return linear.squeeze(it, one, dimensions=(0,))
-
-
-def stacked(it: Interpreter, column: list[Value], axis: int = 0) -> Value:
-    """The values as the entries of a new axis."""
-
-    def row(v: Value) -> Value:
-        if isinstance(v, Cat):
-            return Cat(tuple(row(p) for p in v.parts), v.axis + (v.axis >= axis))
-        dims = tuple(i + (i >= axis) for i in range(len(v.shape)))
-        shape = list(v.shape)
-        shape.insert(axis, 1)
-        return linear.broadcast_in_dim(it, v, shape=tuple(shape), broadcast_dimensions=dims)
-
-    return linear.concatenate(it, *(row(v) for v in column), dimension=axis)
-
-
-@register("stack")
-def stack(it: Interpreter, *parts: Value, axis: int = 0, dimension: int | None = None, **params: Any) -> Value:
-    return stacked(it, list(parts), axis if dimension is None else dimension)
-
-
-@register("cond")
-def cond(it: Interpreter, which: Value, *operands: Value, branches: Any, **params: Any) -> list[Value]:
-    """Both branches, and a choice between their results."""
-    if not isinstance(which, Det):
-        raise UnsupportedError("a branch is chosen by a random number")
-    eqn = it.eqn
-    results = [it.run(b, list(operands)) for b in branches]
-    it.eqn = eqn
-    return [select(it, replace(which, val=which.val.astype("int32")), *cases) for cases in zip(*results, strict=True)]
-
-
-@register("while")
-def while_(it: Interpreter, *inputs: Value, **params: Any) -> list[Value]:
-    raise UnsupportedError(
-        "a while loop over random vectors: its number of steps must be known. Use lax.scan, or lax.fori_loop with "
-        "fixed bounds"
-    )
-
-
-__all__ = ["ZERO_POWER", "Body", "looped"]

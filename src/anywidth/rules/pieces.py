@@ -10,13 +10,13 @@ import numpy as np
 
 from anywidth.errors import UnsupportedError
 from anywidth.interpret import RULES, Interpreter
-from anywidth.rules import elementwise, linear, products
-from anywidth.trace import Eqn, add_sizes, is_wide
+from anywidth.rules import elementwise, joins, linear, products
+from anywidth.trace import Eqn, add_sizes, affine, is_wide
 from anywidth.values import Cat, Det, Value
 
 ELEMENTWISE = {
-    *elementwise.SCALES, *elementwise.NONLINEAR, *elementwise.COMPARE, "integer_pow", "pow", "add", "sub", "add_any", "mul",
-    "div", "max", "min", "select_n",
+    *elementwise.SCALES, *elementwise.NONLINEAR, *elementwise.COMPARE, "integer_pow", "pow", "add", "sub", "add_any",
+    "mul", "div", "max", "min", "select_n",
 }  # fmt: skip
 
 
@@ -50,8 +50,6 @@ def section(it: Interpreter, x: Value, axis: int, start: Any, stop: Any) -> Valu
     if x.axis != axis:
         return Cat(tuple(section(it, p, axis, start, stop) for p in x.parts), x.axis)
     kept, at = [], 0
-    from anywidth.trace import affine
-
     for p, size in zip(x.parts, x.sizes, strict=True):
         end = add_sizes(at, size)
         lo, hi = max(start, at, key=affine), min(stop, end, key=affine)
@@ -76,9 +74,7 @@ def distribute(it: Interpreter, eqn: Eqn, inputs: list[Value]) -> Any:
             return Cat(tuple(q for p in inputs for q in (p.parts if isinstance(p, Cat) else (p,))), axis)
         other = next(p for p in inputs if isinstance(p, Cat) and p.axis != axis)
         columns = [parts_like(it, p, other.axis, other.sizes) for p in inputs]
-        return Cat(
-            tuple(linear.concatenate(it, *row, dimension=axis) for row in zip(*columns, strict=True)), other.axis
-        )
+        return Cat(tuple(joins.concatenate(it, *row, dimension=axis) for row in zip(*columns, strict=True)), other.axis)
     if name == "dot_general":
         return _dot(it, eqn, *inputs)
     if name == "conv_general_dilated":
@@ -100,13 +96,11 @@ def _one(it: Interpreter, eqn: Eqn, inputs: list[Value]) -> Any:
 
 def joined(it: Interpreter, parts: list[Any], axis: int) -> Any:
     if all(isinstance(p, Det) for p in parts) and not any(is_wide(p.shape[axis]) for p in parts):
-        return linear.concatenate(it, *parts, dimension=axis)
+        return joins.concatenate(it, *parts, dimension=axis)
     return Cat(tuple(parts), axis)
 
 
 def _common_cuts(cats: Sequence[Cat]) -> list[Any]:
-    from anywidth.trace import affine
-
     cuts: dict[Any, Any] = {}
     for c in cats:
         at: Any = 0
@@ -153,7 +147,6 @@ def as_one(it: Interpreter, x: Cat) -> Value:
 
 
 def _dot(it: Interpreter, eqn: Eqn, x: Value, y: Value) -> Any:
-    (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
     p = products.plan(eqn.params["dimension_numbers"], len(x.shape), len(y.shape))
     for cat, other, places, own, first in ((x, y, p.lhs, p.rhs, True), (y, x, p.rhs, p.lhs, False)):
         if not isinstance(cat, Cat):
