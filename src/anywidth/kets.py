@@ -469,7 +469,7 @@ class Graph:
         if isinstance(node, Product):
             if node.row is None:
                 raise UnsupportedError("a readout is cut or reshaped as if it were a hidden layer")
-            row, indices = _new_rows(node.row, what), node.indices
+            row, indices = new_rows(node.row, what), node.indices
             if what[0] == "split":
                 _, blocks, axis = what
                 shape = [1] * (node.rank + node.contracted)
@@ -488,7 +488,8 @@ class Graph:
         raise NeedsUnroll("a part of the width of a loop's carry is used")
 
 
-def _new_rows(row: Rows, what: tuple[Any, ...]) -> Rows:
+def new_rows(row: Rows, what: tuple[Any, ...]) -> Rows:
+    """The rows of a part of a width, ("cut", offset, size), or of its blocks, ("split", blocks)."""
     if what[0] == "split":
         return Rows(row.axis, row.offset, row.size, (*row.splits, what[1]))
     if row.splits:

@@ -18,8 +18,8 @@ from anywidth.values import ZERO_POWER, Det, Ket, Mat, Value, to_ket
 
 # power of n of f(x n^p): a multiple of p
 SCALES = {"neg": 1, "abs": 1, "copy": 1, "real": 1, "stop_gradient": 1, "convert_element_type": 1,
-          "reduce_precision": 1, "name": 1, "optimization_barrier": 1, "square": 2, "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2),
-          "cbrt": Fraction(1, 3), "sign": 0, "device_put": 1, "is_finite": 0}  # fmt: skip
+          "reduce_precision": 1, "name": 1, "optimization_barrier": 1, "square": 2, "sqrt": Fraction(1, 2),
+          "rsqrt": Fraction(-1, 2), "cbrt": Fraction(1, 3), "sign": 0, "device_put": 1, "is_finite": 0}  # fmt: skip
 LINEAR = {"copy", "real", "convert_element_type", "reduce_precision", "name", "optimization_barrier", "device_put"}
 NONLINEAR = [
     "exp",

@@ -11,7 +11,7 @@ import numpy as np
 
 from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import ViewMap, expand
+from anywidth.kets import ViewMap, expand, new_rows
 from anywidth.trace import Size, add_sizes, affine, is_wide, make_size
 from anywidth.values import (
     Ax,
@@ -196,13 +196,9 @@ def cut(it: Interpreter, x: Any, axis: int, start: Size, size: Size, stride: int
         raise UnsupportedError("a part of the width is taken after it was split into blocks")
     layout[axis] = (Wide(atoms[0].number, size),)
     if isinstance(x, Mat):
-        rows = tuple(_cut_rows(r, start, size) if r.axis == atoms[0].number else r for r in x.rows)
+        rows = tuple(new_rows(r, ("cut", start, size)) if r.axis == atoms[0].number else r for r in x.rows)
         return replace(x, rows=rows, layout=tuple(layout))
     return Ket(it.graph.cut(x.node, start, size), tuple(layout), x.power)
-
-
-def _cut_rows(rows: Any, start: Size, size: Size) -> Any:
-    return _new_rows(rows, ("cut", start, size))
 
 
 @register("split")
