@@ -225,6 +225,7 @@ class Graph:
     keep: list[Any] = field(default_factory=list)
     local: int = 0
     origin: dict[Node, Any] = field(default_factory=dict)  # the equation that made a Pointwise
+    stepped: dict[Node, tuple[Any, int]] = field(default_factory=dict)  # what loops carry after every step
     current: Any = None  # the equation being interpreted
     sampler: Any = None  # the settings of what has to be sampled (expect/sampler.py)
     gated: dict[int, Any] = field(default_factory=dict)  # loops whose states are sampled, by identity

@@ -98,15 +98,16 @@ class Frame:
         value = gram.parent(full[0], full[1], eps)
         if value is ZERO:
             return ZERO
-        if value.shape[-1] == 1:
-            return value[..., 0]
-        return lax.dynamic_index_in_dim(jnp.asarray(value), self.step, value.ndim - 1, keepdims=False)
+        if value.shape[0] == 1:
+            return value[0]
+        return lax.dynamic_index_in_dim(jnp.asarray(value), self.step, 0, keepdims=False)
 
     def _over_steps(self, g: Graph, x: Node) -> Node | None:
-        """The node with the running step as one more last axis."""
+        """The node with the running step as one more first axis, so that what a step reads lies together in memory."""
         rank = x.rank
+        shift = _shifted(g, rank)
         if not x.local:
-            return g.view(x, expand(rank, 1))
+            return g.view(x, shift)
         if not isinstance(x, View) or x.operand.local:
             return None
         entries: list[Any] = []
@@ -116,13 +117,13 @@ class Frame:
                     return None
                 steps = np.arange(self.count) + e.offset
                 whole = e.offset == 0 and x.operand.shape[len(entries)] == self.count
-                entries.append(rank if whole else g.index(steps.reshape((1,) * rank + (self.count,))))
+                entries.append(0 if whole else g.index(steps.reshape((self.count,) + (1,) * rank)))
             elif isinstance(e, Index):
                 if not isinstance(e.array, np.ndarray):
                     return None
-                entries.append(g.index(g.viewed(e.array, expand(rank, 1))))
+                entries.append(g.index(g.viewed(e.array, shift)))
             else:
-                entries.append(e)
+                entries.append(e + 1)
         return g.view(x.operand, ViewMap(rank + 1, tuple(entries)))
 
 
@@ -236,8 +237,10 @@ def plan(gram: Gram, solve: Solve, asked: dict[Hashable, Any]) -> tuple[dict[Has
     raise NeedsUnroll("the inner products of this loop do not close")
 
 
-def iterate(gram: Gram, solve: Solve, asked: dict[Hashable, Any], count: int) -> dict[Hashable, Any]:
-    """For each request its values before the steps 0 .. count - 1, along a new first axis."""
+def iterate(
+    gram: Gram, solve: Solve, asked: dict[Hashable, Any], count: int, after: bool = False
+) -> dict[Hashable, Any]:
+    """For each request its values before (or after) the steps 0 .. count - 1, along a new first axis."""
     live, first = plan(gram, solve, asked)
     if not live:
         return {}
@@ -247,14 +250,15 @@ def iterate(gram: Gram, solve: Solve, asked: dict[Hashable, Any], count: int) ->
         frame = solve.frame(k, dict(zip(keys, carry, strict=True)))
         child = Gram(gram.graph, gram.epsilon, gram, (*gram.frames, frame))
         with sealed(gram):
-            new = []
+            new, values = [], []
             for key, old in zip(keys, carry, strict=True):
                 value = solve.advance(child, frame, live[key])
                 value = jnp.zeros_like(old) if value is ZERO else jnp.broadcast_to(value, old.shape).astype(old.dtype)
+                values.append(value)
                 if solve.shift is not None:
                     value = solve.shift(value, live[key], k)
                 new.append(value)
-        return new, carry
+        return new, values if after else carry
 
     _, states = lax.scan(step, [first[k] for k in keys], jnp.arange(count))
     return dict(zip(keys, states, strict=True))
@@ -322,10 +326,13 @@ def _next(g: Graph, a: Ask, step: Any) -> Node:
     return g.view(a.loop.nexts[a.number], ViewMap(a.view.rank, (step, *a.view.entries)))
 
 
-def table(gram: Gram, left: Ask, right: Ask, eps: bool) -> Any:
-    """<Carry[t], Carry'[s]> for all t and s, as the first two axes; the others are those of the request."""
+def table(gram: Gram, left: Ask, right: Ask, eps: bool, after: bool = False) -> Any:
+    """<Carry[t], Carry'[s]> for all t and s, as the first two axes; the others are those of the request.
+
+    `after`: of the carries after the steps t and s rather than before.
+    """
     g = gram.graph
-    place = (id(left.loop), id(right.loop), "table")
+    place = (id(left.loop), id(right.loop), "after" if after else "table")
     known = gram.solved.setdefault(place, {})
     # inside, axis 0 runs over s
     inner = lambda a: Ask(
@@ -382,11 +389,40 @@ def table(gram: Gram, left: Ask, right: Ask, eps: bool) -> Any:
     live, _ = plan(gram, solve, request)
     for r in live.values():
         edge(r)
-    found = iterate(gram, solve, request, T)
+    found = iterate(gram, solve, request, T, after)
     found.setdefault(key, ZERO)
     if not gram.sealed:
         known.update(found)
     return found[key]
+
+
+def outputs(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
+    """<x, y> where both are what loops carry after every step, or views of it; None where that is no table.
+
+    The table of a pooled or a stacked output is a by-product of the recursion of the carries.
+    """
+    sides = []
+    for node in (x, y):
+        entries = node.view.entries if isinstance(node, View) else tuple(range(node.rank))
+        found = gram.graph.stepped.get(node.operand if isinstance(node, View) else node)
+        if found is None:
+            return None
+        sides.append((*found, entries))
+    (loop, number, e), (other, number_, f) = sides
+    apart = isinstance(e[0], int) and isinstance(f[0], int) and e[0] != f[0]
+    if not apart:
+        return None
+    rank = x.rank
+    try:
+        value = table(
+            gram, Ask(loop, number, ViewMap(rank, e[1:])), Ask(other, number_, ViewMap(rank, f[1:])), eps, after=True
+        )
+    except NeedsUnroll:
+        return None
+    if value is ZERO:
+        return ZERO
+    value = jnp.squeeze(value, 2) if value.ndim == rank + 3 else value
+    return _read(value, [_steps(e[0], rank, loop.length), _steps(f[0], rank, other.length)], [e[0], f[0]], rank)
 
 
 def _shifted(g: Graph, rank: int) -> ViewMap:

@@ -319,6 +319,7 @@ class Body:
         lift = Lift(g, self.length, {id(a): s for a, s in zip(found["arrays"], arrays, strict=True)}, found["dyn"])
         outs = found["outs"]
         self.loop.nexts = [lift(v.node) if isinstance(v, Ket) else None for v in outs[: len(kinds)]]  # type: ignore[misc]
+        g.stepped.update({x: (self.loop, i) for i, x in enumerate(self.loop.nexts) if x is not None})
         if not gram.sealed:
             known = gram.solved.setdefault((id(self.loop), id(self.loop), (0, 0)), {})
             known.update({k: s for k, s in zip(self.keys, states, strict=True) if isinstance(self.asked[k][1], Ask)})
