@@ -72,3 +72,33 @@ def test_gradient_in_a_variance():
     np.testing.assert_allclose(value, aw.nngp(scaled(1.7))(x, y), rtol=1e-12)
     np.testing.assert_allclose(slope, 2 * value / 1.7, rtol=1e-12)
     assert np.isfinite(jax.grad(lambda var: aw.nngp(scaled(var))(x, x))(1.0))
+
+
+def test_gradient_in_numbers_of_a_whole_matrix():
+    """Reverse mode through two vmaps, in a variance and in a number of apply at once."""
+    X = np.random.default_rng(0).normal(size=(4, 3))
+
+    def total(numbers, transform):
+        def init(n):
+            return {"u": aw.Normal((n, 3)), "b": aw.Normal((n,), var=numbers["var"]), "v": aw.Normal((n,))}
+
+        def apply(p, x):
+            h = p["u"] @ x + p["b"]
+            return p["v"] @ (jax.nn.relu(h) + numbers["slope"] * h) / jnp.sqrt(h.size)
+
+        return transform(aw.nngp(aw.Network(init, apply)))
+
+    def by_vmap(kernel):
+        return jax.vmap(jax.vmap(kernel, (None, 0)), (0, None))(X, X).sum()
+
+    def by_pairs(kernel):
+        return sum(kernel(x, y) for x in X for y in X)
+
+    numbers = {"var": 0.3, "slope": 0.5}
+    found = jax.grad(lambda numbers: total(numbers, by_vmap))(numbers)
+    for key in numbers:
+        step = {k: v + 1e-5 * (k == key) for k, v in numbers.items()}
+        back = {k: v - 1e-5 * (k == key) for k, v in numbers.items()}
+        slope = (total(step, by_vmap) - total(back, by_vmap)) / 2e-5
+        np.testing.assert_allclose(found[key], slope, rtol=1e-7)
+    np.testing.assert_allclose(total(numbers, by_vmap), total(numbers, by_pairs), rtol=1e-12)

@@ -65,6 +65,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .closed import mean, pair
+from .numerics import tied
 from .resolvents import noise, relative_noise, resolvents, resolvents_diag
 
 __all__ = ["check_finite", "normalised_mean", "normalised_pair", "normalised_self"]
@@ -170,7 +171,7 @@ def value(f, g, q1, q2, c, sign):
 @jax.custom_jvp
 def _with_value(x, value):
     """`value`, with the derivative of x."""
-    return value
+    return tied(value, x)
 
 
 @_with_value.defjvp

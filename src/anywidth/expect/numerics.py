@@ -55,6 +55,17 @@ def _two_sum(x, y):
     return s, (x - (s - t)) + (y - t)
 
 
+def tied(value, *others):
+    """`value`, which formally depends on the others.
+
+    Under vmap a function with a rule of its own must be batched wherever its derivative is; JAX finds out by tracing
+    the value alone, and gives the two different shapes where the value leaves out an argument that the derivative uses.
+    """
+    for x in others:
+        value = jnp.where(x == x, value, value)
+    return value
+
+
 @jax.custom_jvp
 def det(q1, q2, c):
     """q1 q2 - c^2, elementwise on equal shapes, to full relative accuracy; not clipped at zero.

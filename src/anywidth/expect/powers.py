@@ -39,6 +39,7 @@ from anywidth.expect.numerics import (
     safe_recip,
     safe_rsqrt,
     safe_sqrt,
+    tied,
 )
 
 
@@ -89,20 +90,21 @@ def orthant(k, l, q1, q2, c):
 
     Cho & Saul (2009) for k = l; every k, l >= 0 here.
     """
-    return _from_angle(k, l, q1, q2, _angles(q1, q2, c)[0])
+    return tied(_from_angle(k, l, q1, q2, _angles(q1, q2, c)[0]), q1, q2, c)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def odd_moment(k, l, q1, q2, c):
     """E[sgn(u) |u|^k sgn(v) |v|^l] = 2 J_kl(c) - 2 J_kl(-c), to full relative accuracy as c -> 0."""
     jump = (1.0, 0.0)
-    return stein.moment(k, l, None if k % 2 else jump, None if l % 2 else jump, stein.covariance(q1, q2, c))
+    moment = stein.moment(k, l, None if k % 2 else jump, None if l % 2 else jump, stein.covariance(q1, q2, c))
+    return tied(moment, q1, q2, c)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def even_moment(k, l, q1, q2, c):
     """E[|u|^k |v|^l] / 2 = J_kl(c) + J_kl(-c), with its slope in c to full relative accuracy as c -> 0."""
-    return orthant(k, l, q1, q2, c) + orthant(k, l, q1, q2, -c)
+    return tied(orthant(k, l, q1, q2, c) + orthant(k, l, q1, q2, -c), q1, q2, c)
 
 
 def ray(l, q1, q2, c):
