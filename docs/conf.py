@@ -2,7 +2,7 @@
 
 import os
 import sys
-from importlib.metadata import version as installed
+import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -11,7 +11,7 @@ sys.path.insert(0, str(HERE / "_ext"))
 project = "anywidth"
 author = "the anywidth authors"
 copyright = "2026, the anywidth authors"
-release = version = installed("anywidth")
+release = version = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 extensions = [
     "myst_nb",

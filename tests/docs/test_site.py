@@ -30,6 +30,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
+    "--virtual-time-budget=20000",
 ]
 
 
@@ -46,9 +47,12 @@ def site():
 def rendered(url, tmp_path, size="1280,1000"):
     """The page's DOM after its scripts have run."""
     out = subprocess.run(
-        [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path}", f"--window-size={size}", "--virtual-time-budget=20000", "--dump-dom", url],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path}", f"--window-size={size}", "--dump-dom", url],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     return out.stdout
 
 
@@ -82,8 +86,9 @@ def test_nothing_is_lost_on_a_phone(site, tmp_path, page):
     probe = tmp_path / "probe.html"
     probe.write_text("")
     script = (
-        f"<iframe id=f src='{site}/{page}.html' width=390 height=800></iframe><script>setTimeout(() => {{const d = "
-        "document.getElementById('f').contentDocument.documentElement; document.title = 'width ' + d.scrollWidth;}, 6000)</script>"
+        f"<iframe id=f src='{site}/{page}.html' width=390 height=800></iframe><script>setTimeout(() => {{"
+        "const d = document.getElementById('f').contentDocument.documentElement;"
+        "document.title = 'width ' + d.scrollWidth;}, 6000)</script>"
     )
     (HTML / "_probe.html").write_text(script)
     try:

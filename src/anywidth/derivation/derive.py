@@ -1,8 +1,8 @@
 """From definitions to the recursion: every covariance, and its derivative in epsilon.
 
-A definition that is linear in random vectors gives its covariance by bilinearity (facts 1 and 2 of the design); any other
-is an expectation of the Gaussians in it (fact 3). `Theta[a, b]` is the derivative of E[a b] in epsilon (fact 4): the
-same recursion once more, plus one term for each product with a parameter that learns.
+A definition that is linear in random vectors gives its covariance by bilinearity (facts 1 and 2); any other is an
+expectation of the Gaussians in it (fact 3). `Theta[a, b]` is the derivative of E[a b] in epsilon (fact 4): the same
+recursion once more, plus one term for each product with a parameter that learns.
 """
 
 from __future__ import annotations
@@ -37,6 +37,21 @@ class Rule:
     known: Known | None = None
     argument: Term | None = None
     arguments: tuple[Sym, ...] = ()
+    earlier: bool = False  # whether the Gaussians of the steps before are arguments too
+
+
+@dataclass(frozen=True)
+class Cross:
+    """What a parameter used more than once adds: the inner product of a ket with a product, and its derivative.
+
+    `covariance` and `theta` are None where the ket is no Gaussian; then Stein's lemma gives them, over `arguments`.
+    """
+
+    ket: Term
+    product: Term
+    covariance: Term | None
+    theta: Term | None
+    arguments: tuple[Sym, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,15 @@ class Book:
         return isinstance(t, Sym) and any(
             self.base(d.symbol) == self.base(t) for d in self.definitions if d.kind != "number"
         )
+
+    def definition(self, t: Term) -> Definition | None:
+        if not isinstance(t, Sym) or t.parameter:
+            return None
+        return next((d for d in self.definitions if self.base(d.symbol) == self.base(t)), None)
+
+    def key(self, s: Sym) -> tuple[object, ...]:
+        """The symbol, whatever the layer where layers repeat."""
+        return (s.name, *(s.sup[1:] if self.sample else s.sup))
 
     def leaves(self, s: Sym) -> frozenset[str]:
         return frozenset().union(*(d.leaves for d in self.definitions if self.base(d.symbol) == self.base(s)))
@@ -107,11 +131,11 @@ def variance(p: Sym) -> Term:
     return Op("fn:var", (replace(p, sub=(), primed=False),))
 
 
-def covariance(atoms: Sequence[Atom], book: Book, derivative: bool) -> Term:
+def covariance(atoms: Sequence[Atom], others: Sequence[Atom], book: Book, derivative: bool) -> Term:
     """E[a b'], or its derivative in epsilon, by bilinearity."""
     out: list[Term] = []
     for a in atoms:
-        for b in atoms:
+        for b in others:
             value = _pair(a, b, book, derivative)
             if not tm.is_number(value, 0.0):
                 bp = tuple(replace(i, primed=True) for i in b.bound)
@@ -144,7 +168,8 @@ def _pair(a: Atom, b: Atom, book: Book, derivative: bool) -> Term:
             return tm.mul(coef, width, var, inner, *same)
         more = tm.mul(coef, width, inner, *same)
         return tm.add(more, tm.mul(coef, width, var, tm.theta(x, y), *same)) if wide else more
-    assert a.ket is not None and b.ket is not None
+    assert a.ket is not None
+    assert b.ket is not None
     inside = (a.ket, tm.primed(b.ket))
     return tm.mul(coef, tm.theta(*inside) if derivative else tm.expectation(*inside))
 
@@ -164,7 +189,7 @@ def _contains(book: Book, y: Atom, parameter: Sym | None) -> bool:
 
 
 def rules(definitions: Sequence[Definition], known: Sequence[Definition], sample: int) -> list[Rule]:
-    """The covariance of every random vector of the first list; the second one says what each symbol is."""
+    """The covariance of every random vector of the first list that is needed; the second says what each symbol is."""
     book = Book(tuple(known), sample)
     out = []
     for d in definitions:
@@ -172,14 +197,87 @@ def rules(definitions: Sequence[Definition], known: Sequence[Definition], sample
             continue
         atoms = linear(d.body, book)
         if atoms is not None:
-            out.append(Rule(d, covariance(atoms, book, False), covariance(atoms, book, True), "linear"))
+            own, moved = (covariance(atoms, atoms, book, derivative) for derivative in (False, True))
+            out.append(Rule(d, own, moved, "linear"))
             continue
         out.append(_expectation(d, book))
+    return _needed(out, [d.body for d in definitions], book)
+
+
+def _needed(found: Sequence[Rule], bodies: Sequence[Term], book: Book) -> list[Rule]:
+    """Without activations that are arguments of nonlinear functions only: no inner product of theirs is asked for."""
+
+    def symbols(t: Term | None) -> set[tuple[object, ...]]:
+        return {book.key(s) for s in tm.walk(t) if isinstance(s, Sym) and not s.parameter} if t is not None else set()
+
+    wanted = {k for body in bodies for t in tm.walk(body) if isinstance(t, Op) and t.head == "E" for k in symbols(t)}
+    kept: list[Rule] = []
+    while True:
+        new = [
+            r
+            for r in found
+            if r not in kept
+            and ((r.definition.gaussian and r.definition.kind != "start") or book.key(r.definition.symbol) in wanted)
+        ]
+        if not new:
+            return [r for r in found if r in kept]
+        kept += new
+        wanted |= {k for r in new for t in (r.covariance, r.theta) for k in symbols(t)}
+
+
+def crosses(definitions: Sequence[Definition], known: Sequence[Definition], sample: int) -> list[Cross]:
+    """The inner products of a ket with a product of a parameter that it contains itself."""
+    book = Book(tuple(known), sample)
+    out: list[Cross] = []
+    for d in definitions:
+        atoms = linear(d.body, book) or []
+        for a in atoms:
+            for b in atoms:
+                if (
+                    a.parameter is None
+                    or a.ket is None
+                    or b.parameter is not None
+                    or not _contains(book, b, a.parameter)
+                ):
+                    continue
+                found = _cross(b, a, definitions, book)
+                if found is not None and found not in out:
+                    out.append(found)
     return out
 
 
+def _cross(b: Atom, a: Atom, definitions: Sequence[Definition], book: Book) -> Cross | None:
+    assert isinstance(b.ket, Sym)
+    name = book.key(b.ket)
+    # where layers repeat, the definition for any layer; otherwise the ket's own
+    d = next((d for d in reversed(definitions) if book.key(d.symbol) == name and d.kind != "start"), None)
+    if d is None:
+        return None
+    other = {Index("ℓ"): Index("m")}
+    product = Atom((), Num(1.0), *(tm.substituted(_any_layer(t), other) for t in (a.parameter, a.ket)))  # type: ignore[arg-type]
+    ket = d.symbol if d.symbol.sub else replace(d.symbol, sub=d.indices)
+    right = tm.primed(_product(product))
+    atoms = linear(d.body, book)
+    if atoms is None:
+        return Cross(ket, right, None, None, _arguments(d, book)[0])
+    own, moved = (covariance(atoms, [product], book, derivative) for derivative in (False, True))
+    return Cross(ket, right, own, moved)
+
+
+def _any_layer(t: Term | None) -> Term:
+    """A symbol of the layer before, as of the layer itself."""
+    assert t is not None
+
+    def f(u: Term) -> Term | None:
+        if isinstance(u, Sym) and any(isinstance(i, Index) for i in u.sup):
+            return replace(u, sup=tuple(Index("m") if isinstance(i, Index) else i for i in u.sup))
+        return None
+
+    return tm.mapped(t, f)
+
+
 def _expectation(d: Definition, book: Book) -> Rule:
-    arguments = _arguments(d.body, book)
+    arguments, earlier = _arguments(d, book)
     body = d.body
     known = None
     if (
@@ -190,8 +288,10 @@ def _expectation(d: Definition, book: Book) -> Rule:
     ):
         known = KNOWN[body.head.removeprefix("fn:")]
     heads = {t.head for t in tm.walk(body) if isinstance(t, Op)}
-    several = len({book.base(a) for a in arguments}) > 1 or any(
-        isinstance(t, Op) and t.head == "sum" and book.random(t) for t in tm.walk(body)
+    several = (
+        earlier
+        or len({book.base(a) for a in arguments}) > 1
+        or any(isinstance(t, Op) and t.head == "sum" and book.random(t) for t in tm.walk(body))
     )
     normalised = any(
         isinstance(t, Op) and t.head == "pow" and _exponent(t) in (0.5, -0.5) and book.random(t.args[0])
@@ -201,28 +301,43 @@ def _expectation(d: Definition, book: Book) -> Rule:
         method = f"closed form: {known.reference}"
     elif normalised and several:
         method = (
-            "normalised over a finite axis: an integral over one auxiliary variable for each copy if the function is positively "
-            "homogeneous (r^(-1/2) = 2/√π ∫ exp(-w² r) dw), otherwise randomised quasi-Monte Carlo"
+            "normalised over a finite axis: an integral over one auxiliary variable for each copy if the function is "
+            "positively homogeneous (r^(-1/2) = 2/√π ∫ exp(-w² r) dw), otherwise randomised quasi-Monte Carlo"
         )
     elif several:
-        method = "several Gaussians: independent groups factorise; what is left is integrated by randomised quasi-Monte Carlo"
+        method = (
+            "several Gaussians: independent groups factorise; what is left is integrated by randomised "
+            "quasi-Monte Carlo"
+        )
     elif heads <= CLOSED:
         method = "closed form: moments of one Gaussian on each side"
     else:
         method = "adaptive quadrature, two Gaussians of one dimension each"
-    return Rule(d, None, None, method, known, body.args[0] if known is not None else None, tuple(arguments))  # type: ignore[union-attr]
+    argument = body.args[0] if known is not None and isinstance(body, Op) else None
+    return Rule(d, None, None, method, known, argument, arguments, earlier)
 
 
 def _exponent(t: Op) -> float:
     return t.args[1].value if isinstance(t.args[1], Num) else 0.0
 
 
-def _arguments(t: Term, book: Book) -> list[Sym]:
+def _arguments(d: Definition, book: Book) -> tuple[tuple[Sym, ...], bool]:
+    """The Gaussians that a function is of, and whether those of a loop's steps before are among them."""
     found: list[Sym] = []
-    for u in _outside_averages(t):
-        if isinstance(u, Sym) and (u.parameter or book.ket(u)) and u not in found:
-            found.append(u)
-    return found
+    earlier = False
+    todo = [d.body]
+    while todo:
+        for u in _outside_averages(todo.pop(0)):
+            made = book.definition(u)
+            if not isinstance(u, Sym) or (made is None and not u.parameter):
+                continue
+            if made is None or made.gaussian:
+                found += [u] if u not in found else []
+            elif made.kind in ("carry", "start") or made is d:
+                earlier = True
+            else:
+                todo.append(tm.substituted(made.body, dict(zip(made.indices, u.sub, strict=False))))
+    return tuple(found), earlier
 
 
 def _outside_averages(t: Term) -> Iterable[Term]:

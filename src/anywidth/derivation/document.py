@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +13,17 @@ import numpy as np
 
 from anywidth.derivation import terms as tm
 from anywidth.derivation.contributions import contributions
-from anywidth.derivation.derive import Rule, rules
+from anywidth.derivation.derive import Cross, Rule, crosses, rules
 from anywidth.derivation.layers import Block, Item
+from anywidth.derivation.printing import latex, text
 from anywidth.derivation.read import Definition
 from anywidth.derivation.reading import Reading, reading
 from anywidth.derivation.terms import Op, Sym, Term
 from anywidth.network import Network
+
+# Words and formulas: a formula is a term, or its LaTeX and its text.
+Formula = Term | tuple[str, str]
+Words = tuple[str | Formula, ...]
 
 
 @dataclass(frozen=True)
@@ -26,17 +31,16 @@ class Line:
     """A formula, and what is said of it."""
 
     left: Term
-    right: Term | tuple[str, str]  # a term, or LaTeX and text
-    remark: str = ""
+    right: Formula
+    remark: Words = ()
 
 
 @dataclass(frozen=True)
 class Section:
     title: str
-    prose: str
+    prose: Words
     lines: tuple[Line, ...] = ()
-    table: tuple[tuple[str, ...], ...] = ()  # its first row is the head
-    after: str = ""
+    table: tuple[tuple[str | Term, ...], ...] = ()  # its first row is the head
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Explanation:
     """The derivation of a network's kernels.
 
     Shown as Markdown in a notebook and as text by `print`; `latex()` is for a paper. `contributions` is what each
-    parameter adds to the NTK at the given examples, by the parameter's path in `init(n)`: they sum to `aw.ntk(net)(x, y)`.
+    parameter adds to the NTK at the given examples, by the parameter's path in `init(n)`: they sum to
+    `aw.ntk(net)(x, y)`.
     """
 
     sections: tuple[Section, ...]
@@ -73,9 +78,9 @@ def explain(net: Network, x: Any, y: Any = None) -> Explanation:
         y: another example, perhaps of another shape, for the table of contributions; x if None.
 
     Returns:
-        An `Explanation`: the random vectors under the names of the parameters, what is Gaussian and why, every covariance
-        recursion, each expectation with its closed form or method, where averages over the width become numbers,
-        the NTK as the derivative in epsilon, and what each parameter contributes to it.
+        An `Explanation`: the random vectors under the names of the parameters, what is Gaussian and why, every
+        covariance recursion, each expectation with its closed form or method, where averages over the width become
+        numbers, the NTK as the derivative in epsilon, and what each parameter contributes to it.
 
     Raises:
         NoLimitError, UnsupportedError, InputError: as `aw.ntk` does; a network without a limit has no derivation.
@@ -85,8 +90,8 @@ def explain(net: Network, x: Any, y: Any = None) -> Explanation:
     x = jax.tree.map(jnp.asarray, x)
     y = x if y is None else jax.tree.map(jnp.asarray, y)
     shares, nngp, ntk = contributions(net, x, y)
-    sections = _sections(reading(net, x), shares, nngp, ntk)
-    return Explanation(tuple(sections), shares)
+    read = reading(net, x)
+    return Explanation((*derivation(read), _evaluated(read, shares, nngp, ntk)), shares)
 
 
 # --- sections ------------------------------------------------------------------------------------------
@@ -96,14 +101,14 @@ def _full(d: Definition) -> Sym:
     return d.symbol if d.symbol.sub else replace(d.symbol, sub=d.indices)
 
 
-def _each(items: Iterable[Item]) -> Iterable[tuple[Definition, str]]:
+def _each(items: Iterable[Item]) -> Iterable[tuple[Definition, Words]]:
     """The definitions with the range of ℓ."""
     for item in items:
         if isinstance(item, Block):
             for d in item.template:
-                yield d, f"{item.first} ≤ ℓ ≤ {item.last}"
+                yield d, ((rf"{item.first} \le \ell \le {item.last}", f"{item.first} ≤ ℓ ≤ {item.last}"),)
         else:
-            yield item, ""
+            yield item, ()
 
 
 _KINDS = {
@@ -112,20 +117,30 @@ _KINDS = {
     "start": "before the loop",
     "output": "the output, Gaussian",
 }
+_PAIR = (r"\mathbb{E}[a\, b']", "E[a b']")
+_EPSILON = (r"\varepsilon", "ε")
 
 
-def _sections(read: Reading, shares: Mapping[str, Any], nngp: Any, ntk: Any) -> Iterable[Section]:
+def derivation(read: Reading) -> Iterable[Section]:
+    """The sections without the numbers at the given examples."""
     shown = list(_each(read.items))
     lines = []
     for d, where in shown:
-        remark = ", ".join(r for r in (_KINDS.get(d.kind, "Gaussian" if d.gaussian else ""), where) if r)
-        lines.append(Line(_full(d), d.body, remark))
-    loops = "".join(f" {t} = 1, ..., {size} is the step of a loop." for t, size in read.steps.items())
+        kind = _KINDS.get(d.kind, "Gaussian" if d.gaussian else "")
+        lines.append(Line(_full(d), d.body, (kind, ", ", *where) if kind and where else (kind,) if kind else where))
+    loops: Words = ()
+    for t, size in read.steps.items():
+        loops += (" ", (rf"{t} = 1, \dots, {size}", f"{t} = 1, ..., {size}"), " is the step of a loop.")
+    if read.padded:
+        loops += (" What a window reads outside of the array is zero.",)
     yield Section(
         "Random vectors",
-        "Each symbol is a vector of n coordinates that become independent and identically distributed as n grows (one for every "
-        "value of its indices), or a number. A product with a Gaussian matrix is Gaussian (fact 2), and independent of "
-        "the products with every other parameter; sums of Gaussians are Gaussian." + loops,
+        (
+            "Each symbol is a vector of n coordinates that become independent and identically distributed as n grows "
+            "(one for every value of its indices), or a number. A product with a Gaussian matrix is Gaussian (fact 2), "
+            "and independent of the products with every other parameter; sums of Gaussians are Gaussian.",
+            *loops,
+        ),
         tuple(lines),
         _variances(read),
     )
@@ -133,43 +148,58 @@ def _sections(read: Reading, shares: Mapping[str, Any], nngp: Any, ntk: Any) -> 
     if averages:
         yield Section(
             "Averages become numbers",
-            "An average over the width is the expectation of one coordinate (fact 1).",
+            ("An average over the width is the expectation of one coordinate (fact 1).",),
             tuple(Line(a, _average(a)) for a in averages),
         )
     sample = next((i.sample for i in read.items if isinstance(i, Block)), 0)
     generic = rules([d for d, _ in shown], read.definitions, sample)
+    more = crosses([d for d, _ in shown], read.definitions, sample)
     yield Section(
         "NNGP",
-        "Primes mark the network on the other example; E[a b'] is the inner product a·b'/n. Within one example the same holds "
-        "without primes.",
-        tuple(_covariances(generic)),
+        (
+            "Primes mark the network on the other example; ",
+            _PAIR,
+            " is the inner product ",
+            (r"a \cdot b' / n", "a·b'/n"),
+            ". Within one example the same holds without primes.",
+        ),
+        (*_covariances(generic), *_crosses(more, False, bool(sample))),
     )
     yield Section(
         "NTK",
-        "Let each parameter and its twin in the other copy have covariance var + ε. The NTK is the derivative in ε at 0 of the NNGP "
-        "(Price's theorem), written Θ[a, b'] = ∂/∂ε E[a b']; each product with a parameter adds the inner product of what it is "
-        "multiplied by.",
-        tuple(_thetas(generic)),
+        (
+            "Let each parameter and its twin in the other copy have covariance ",
+            (r"\sigma^2 + \varepsilon", "var + ε"),
+            ". The NTK is the derivative in ",
+            _EPSILON,
+            " at 0 of the NNGP (Price's theorem), written ",
+            (r"\Theta[a, b'] = \partial_\varepsilon\, \mathbb{E}[a\, b']", "Θ[a, b'] = ∂/∂ε E[a b']"),
+            "; each product with a parameter adds the inner product of what it is multiplied by.",
+        ),
+        (*_thetas(generic), *_crosses(more, True, bool(sample))),
     )
-    rows = [("parameter", "its share of the NTK")]
-    rows += [(tm.text(read.names[k]), _value(v)) for k, v in shares.items()]
+
+
+def _evaluated(read: Reading, shares: Mapping[str, Any], nngp: Any, ntk: Any) -> Section:
+    rows: list[tuple[str | Term, ...]] = [("parameter", "its share of the NTK")]
+    rows += [(read.names[k], _value(v)) for k, v in shares.items()]
     rows.append(("sum: the NTK", _value(ntk)))
-    yield Section("At the given examples", f"The NNGP is {_value(nngp)}.", (), tuple(rows))
+    return Section("At the given examples", (f"The NNGP is {_value(nngp)}.",), (), tuple(rows))
 
 
-def _variances(read: Reading) -> tuple[tuple[str, ...], ...]:
-    rows = [("parameter", "in init(n)", "shape", "variance")]
+def _variances(read: Reading) -> tuple[tuple[str | Term, ...], ...]:
+    rows: list[tuple[str | Term, ...]] = [("parameter", "in init(n)", "shape", "variance")]
     for p in read.parameters.items:
         shape = " × ".join(str(s) for s in p.leaf.shape) or "1"
         value = p.leaf.var
         var = "traced" if isinstance(value, jax.core.Tracer) else f"{float(value):.6g}"
         var += f" n^{2 * p.leaf.size}" if p.leaf.size else ""
         var += " (constant, trained)" if p.leaf.zero_var else ""
-        rows.append((tm.text(read.names[p.leaf.name]), p.leaf.name, shape, var))
+        rows.append((read.names[p.leaf.name], p.leaf.name, shape, var))
     return tuple(rows)
 
 
-def _averages(shown: Sequence[tuple[Definition, str]]) -> list[Op]:
+def _averages(shown: Sequence[tuple[Definition, Words]]) -> list[Op]:
     found: list[Op] = []
     for d, _ in shown:
         for t in tm.walk(d.body):
@@ -180,7 +210,14 @@ def _averages(shown: Sequence[tuple[Definition, str]]) -> list[Op]:
 
 def _average(t: Op) -> tuple[str, str]:
     inside = tm.mul(*t.args)
-    return (rf"\lim \frac{{1}}{{n}}\sum_{{\alpha=1}}^n {tm.latex(inside)}", f"lim 1/n Σ_α {tm.text(inside)}")
+    return (rf"\lim \frac{{1}}{{n}}\sum_{{\alpha=1}}^n {latex(inside)}", f"lim 1/n Σ_α {text(inside)}")
+
+
+def _listed(symbols: Sequence[Sym]) -> Words:
+    out: list[str | Formula] = []
+    for a in symbols:
+        out += [", ", a] if out else [a]
+    return tuple(out)
 
 
 def _covariances(generic: Sequence[Rule]) -> Iterable[Line]:
@@ -190,13 +227,19 @@ def _covariances(generic: Sequence[Rule]) -> Iterable[Line]:
         if r.covariance is not None:
             yield Line(left, r.covariance)
         elif r.known is not None and r.argument is not None:
-            u = r.argument
-            q, c = tm.expectation(u, u), tm.expectation(u, tm.primed(u))
-            remark = f"q = {tm.text(q)}, q' = {tm.text(tm.expectation(tm.primed(u), tm.primed(u)))}, c = {tm.text(c)}; {r.method}"
+            u, v = r.argument, tm.primed(r.argument)
+            where: list[str | Formula] = []
+            for name, term in (("q", tm.expectation(u, u)), ("q'", tm.expectation(v, v)), ("c", tm.expectation(u, v))):
+                where += [(f"{name} = {latex(term)}", f"{name} = {text(term)}"), ", "]
+            remark = (*where[:-1], *_THETA[r.known.angle], f"; {r.method}")
             yield Line(left, (r.known.latex, r.known.text), remark)
         else:
             body = tm.expectation(r.definition.body, tm.primed(r.definition.body))
-            yield Line(left, body, f"over {', '.join(tm.text(a) for a in r.arguments)}; {r.method}")
+            yield Line(left, body, ("over ", *_over(r), f"; {r.method}"))
+
+
+_THETA: dict[bool, Words] = {True: (", ", (r"\cos\theta = c / \sqrt{q q'}", "cos θ = c/√(q q')")), False: ()}
+_SLOPE = (r"\mathbb{E}[\varphi'(u)\,\varphi'(u')]", "E[φ'(u) φ'(u')]")
 
 
 def _thetas(generic: Sequence[Rule]) -> Iterable[Line]:
@@ -207,17 +250,49 @@ def _thetas(generic: Sequence[Rule]) -> Iterable[Line]:
             yield Line(left, r.theta)
         elif r.known is not None and r.argument is not None:
             inner = tm.theta(r.argument, tm.primed(r.argument))
-            right = (f"{r.known.slope_latex}\\, {tm.latex(inner)}", f"{r.known.slope_text} {tm.text(inner)}")
-            yield Line(left, right, "E[φ'(u) φ'(u')] times the derivative of the covariance of u and u'")
-        else:
-            phi = tm.text(_full(r.definition))
-            tex = tm.latex(_full(r.definition))
-            right = (
-                rf"\sum_{{a,b}} \mathbb{{E}}\left[\partial_a {tex}\, \partial_{{b}} {tm.latex(tm.primed(_full(r.definition)))}\right]"
-                r"\, \Theta\left[a,\, b'\right]",
-                f"Σ_ab E[∂_a {phi} ∂_b {tm.text(tm.primed(_full(r.definition)))}] Θ[a b']",
+            right = (f"{r.known.slope_latex}\\, {latex(inner)}", f"{r.known.slope_text} {text(inner)}")
+            yield Line(
+                left, right, (_SLOPE, " times the derivative of the covariance of ", ("u", "u"), " and ", _OTHER)
             )
-            yield Line(left, right, f"a and b over {', '.join(tm.text(a) for a in r.arguments)} (Price)")
+        else:
+            a, b = s, tm.primed(s)
+            right = (
+                rf"\sum_{{a,b}} \mathbb{{E}}\left[\partial_a {latex(a)}\, \partial_{{b}} {latex(b)}\right]"
+                r"\, \Theta\left[a,\, b'\right]",
+                f"Σ_ab E[∂_a {text(a)} ∂_b {text(b)}] Θ[a, b']",
+            )
+            yield Line(left, right, ("a and b over ", *_over(r), " (Price)"))
+
+
+def _over(r: Rule) -> Words:
+    if not r.earlier:
+        return _listed(r.arguments)
+    return (
+        *_listed(r.arguments),
+        " and the Gaussians of the steps before" if r.arguments else "the Gaussians of all steps",
+    )
+
+
+def _crosses(found: Sequence[Cross], derivative: bool, layers: bool) -> Iterable[Line]:
+    """What a parameter that is used again adds."""
+    pair = tm.theta if derivative else tm.expectation
+    for c in found:
+        right = c.theta if derivative else c.covariance
+        remark: Words = ("the parameter is used again: the products share it",)
+        if layers:
+            remark += ("; what holds for two equal layers holds for any two, ", ("\\ell", "ℓ"), " and ", ("m", "m"))
+        if right is not None:
+            yield Line(pair(c.ket, c.product), right, remark)
+            continue
+        inner = (f"{latex(pair(Sym('a'), c.product))}", f"{text(pair(Sym('a'), c.product))}")
+        stein = (
+            rf"\sum_a \mathbb{{E}}\left[\partial_a {latex(c.ket)}\right]\, {inner[0]}",
+            f"Σ_a E[∂_a {text(c.ket)}] {inner[1]}",
+        )
+        yield Line(pair(c.ket, c.product), stein, ("a over ", *_listed(c.arguments), " (Stein's lemma)"))
+
+
+_OTHER = ("u'", "u'")
 
 
 def _value(v: Any) -> str:
@@ -230,62 +305,73 @@ def _value(v: Any) -> str:
 # --- printing ------------------------------------------------------------------------------------------
 
 
-def _right(line: Line, tex: bool) -> str:
-    if isinstance(line.right, tuple):
-        return line.right[0 if tex else 1]
-    return tm.latex(line.right) if tex else tm.text(line.right)
+def _formula(f: Formula, tex: bool) -> str:
+    if isinstance(f, tuple):
+        return f[0 if tex else 1]
+    return latex(f) if tex else text(f)
+
+
+def _text_words(words: Words) -> str:
+    return "".join(w if isinstance(w, str) else _formula(w, False) for w in words)
+
+
+def _tex_words(words: Words, escape: Callable[[str], str]) -> str:
+    return "".join(escape(w) if isinstance(w, str) else f"${_formula(w, True)}$" for w in words)
 
 
 def _plain(s: Section) -> str:
-    out = [s.title, *textwrap.wrap(s.prose, 100)]
+    out = [s.title, *textwrap.wrap(_text_words(s.prose), 100)]
     for line in s.lines:
-        formula = f"  {tm.text(line.left)} = {_right(line, False)}"
-        out.append(f"{formula:<46}{'' if not line.remark else '  ' + line.remark}".rstrip())
+        formula = f"  {text(line.left)} = {_formula(line.right, False)}"
+        remark = _text_words(line.remark)
+        if len(formula) <= 44 and len(remark) <= 40:
+            out.append(f"{formula:<46}{remark}".rstrip())
+        else:
+            out.append(formula)
+            out += textwrap.wrap(remark, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     if s.table:
-        widths = [max(len(row[k]) for row in s.table) for k in range(len(s.table[0]))]
-        out += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in s.table]
+        table = [[_text_words((c,)) for c in row] for row in s.table]
+        widths = [max(len(c) for c in column) for column in zip(*table, strict=True)]
+        out += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
     return "\n".join(out)
 
 
 def _markdown(s: Section) -> str:
-    out = [f"### {s.title}", s.prose]
+    out = [f"### {s.title}", _tex_words(s.prose, str)]
     for line in s.lines:
-        out.append(
-            f"$$ {tm.latex(line.left)} = {_right(line, True)} $$"
-            + (f"\n\n<small>{line.remark}</small>" if line.remark else "")
-        )
+        out.append(f"$$ {latex(line.left)} = {_formula(line.right, True)} $$")
+        if line.remark:
+            out.append(_tex_words(line.remark, str))
     if s.table:
-        head, *rows = s.table
-        out.append(
-            "\n".join(
-                [
-                    "| " + " | ".join(head) + " |",
-                    "|" + " --- |" * len(head),
-                    *("| " + " | ".join(r) + " |" for r in rows),
-                ]
-            )
-        )
+        head, *rows = ["| " + " | ".join(_cell(c) for c in row) + " |" for row in s.table]
+        out.append("\n".join([head, "|" + " --- |" * len(s.table[0]), *rows]))
     return "\n\n".join(out)
 
 
+def _cell(c: str | Term) -> str:
+    if not isinstance(c, str):
+        return f"${latex(c)}$"
+    return f"`{c}`" if c.startswith("[") else c
+
+
 def _tex(s: Section) -> str:
-    out = [rf"\subsection*{{{s.title}}}", _escaped(s.prose)]
+    out = [rf"\subsection*{{{s.title}}}", _tex_words(s.prose, _escaped)]
     if s.lines:
         rows = [
-            rf"{tm.latex(line.left)} &= {_right(line, True)}"
-            + (rf" && \text{{{_escaped(line.remark)}}}" if line.remark else "")
+            rf"{latex(line.left)} &= {_formula(line.right, True)}"
+            + (rf" && \text{{{_tex_words(line.remark, _escaped)}}}" if line.remark else "")
             for line in s.lines
         ]
         out.append("\\begin{align*}\n" + " \\\\\n".join(rows) + "\n\\end{align*}")
     if s.table:
-        body = " \\\\\n".join(" & ".join(_escaped(c) for c in row) for row in s.table)
+        body = " \\\\\n".join(" & ".join(_tex_words((c,), _escaped) for c in row) for row in s.table)
         out.append(rf"\begin{{tabular}}{{{'l' * len(s.table[0])}}}" + "\n" + body + "\n\\end{tabular}")
     return "\n\n".join(out)
 
 
 _ESCAPES = {
-    "_": r"\_", "^": r"\^{}", "&": r"\&", "#": r"\#", "%": r"\%", "ε": r"$\varepsilon$", "Θ": r"$\Theta$", "∂": r"$\partial$", "Σ": r"$\Sigma$",
-    "≤": r"$\le$", "ℓ": r"$\ell$", "φ": r"$\varphi$", "×": r"$\times$", "·": r"$\cdot$", "∫": r"$\int$", "√": r"$\surd$", "π": r"$\pi$", "²": "$^2$",
+    "_": r"\_", "^": r"\^{}", "&": r"\&", "#": r"\#", "%": r"\%", "ε": r"$\varepsilon$", "∂": r"$\partial$",
+    "≤": r"$\le$", "×": r"$\times$", "·": r"$\cdot$", "∫": r"$\int$", "√": r"$\surd$", "π": r"$\pi$", "²": "$^2$",
 }  # fmt: skip
 
 
@@ -293,4 +379,4 @@ def _escaped(s: str) -> str:
     return "".join(_ESCAPES.get(c, c) for c in s)
 
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "derivation", "explain"]

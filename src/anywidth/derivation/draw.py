@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from anywidth.derivation import terms as tm
 from anywidth.derivation.layers import bare
+from anywidth.derivation.printing import text
 from anywidth.derivation.read import Definition
 from anywidth.derivation.reading import Reading, reading
 from anywidth.derivation.terms import Index, Op, Sym, Term
@@ -20,8 +21,13 @@ from anywidth.network import Network
 
 _CHAR, _HEIGHT, _GAP, _ROW = 7.2, 30.0, 18.0, 62.0
 _FILL = {
-    "input": "#e8e8e8", "parameter": "#fdf3d0", "gaussian": "#d6e6f7", "activation": "#dcf0d8", "number": "#f6dce4", "output": "#d6e6f7"
-}  # fmt: skip
+    "input": "#e8e8e8",
+    "parameter": "#fdf3d0",
+    "gaussian": "#d6e6f7",
+    "activation": "#dcf0d8",
+    "number": "#f6dce4",
+    "output": "#d6e6f7",
+}
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,9 @@ class Drawing:
 def draw(net: Network, x: Any) -> Drawing:
     """The program of a network on an example as a graph.
 
-    Parameters are yellow, Gaussians (products with parameters and their sums) blue, coordinatewise functions green, numbers
-    that were averages over the width red. A layer that repeats is drawn once, with the range of its number; the arrow
-    back into a loop is dashed.
+    Parameters are yellow, Gaussians (products with parameters and their sums) blue, coordinatewise functions green,
+    numbers that were averages over the width red. A layer that repeats is drawn once, with the range of its number; the
+    arrow back into a loop is dashed.
 
     Raises:
         NoLimitError, UnsupportedError: as `aw.nngp` does for a network that cannot be read.
@@ -69,12 +75,12 @@ def _nodes(read: Reading) -> list[Node]:
         for t in tm.walk(body) if body is not None else ():
             if isinstance(t, Sym) and t.parameter and bare(t) not in place:
                 place[bare(t)] = len(nodes)
-                nodes.append((tm.text(bare(t)), "parameter", None, group, 0))
+                nodes.append((text(bare(t)), "parameter", None, group, 0))
         place[key] = len(nodes)
         nodes.append((label, kind, body, group, first))
 
     for s in read.inputs:
-        node(s, tm.text(s), "input")
+        node(s, text(s), "input")
     for item in read.items:
         if isinstance(item, Definition):
             if item.kind != "start":
@@ -109,9 +115,9 @@ def _kind(d: Definition) -> str:
 
 
 def _label(d: Definition) -> str:
-    left = tm.text(Sym(d.symbol.name, d.symbol.sup, d.symbol.sub or d.indices))
+    left = text(Sym(d.symbol.name, d.symbol.sup, d.symbol.sub or d.indices))
     body = d.body
-    what = f" = {tm.text(body)}"
+    what = f" = {text(body)}"
     if isinstance(body, Op) and body.head.startswith("fn:") and len(what) > 44:
         what = f" = {body.head.removeprefix('fn:')}(…)"
     return left + (what if len(what) <= 44 else what[:43] + "…")
@@ -149,7 +155,8 @@ def _svg(nodes: Sequence[Node]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total:.0f} {max(y.values()) + 50:.0f}" '
         f'width="{total:.0f}" font-family="DejaVu Sans, sans-serif" font-size="12" role="img">',
-        '<defs><marker id="aw-arrow" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<defs><marker id="aw-arrow" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '
+        'orient="auto">'
         '<path d="M0,0 L8,4 L0,8 z" fill="#666"/></marker></defs>',
     ]
     for i, n in enumerate(nodes):
@@ -169,8 +176,8 @@ def _svg(nodes: Sequence[Node]) -> str:
     for i, n in enumerate(nodes):
         fill = _FILL[n.kind]
         parts.append(
-            f'<rect x="{x[i] - width[i] / 2:.1f}" y="{y[i] - _HEIGHT / 2:.1f}" width="{width[i]:.1f}" height="{_HEIGHT:.0f}" rx="6" '
-            f'fill="{fill}" stroke="#999"/>'
+            f'<rect x="{x[i] - width[i] / 2:.1f}" y="{y[i] - _HEIGHT / 2:.1f}" width="{width[i]:.1f}" '
+            f'height="{_HEIGHT:.0f}" rx="6" fill="{fill}" stroke="#999"/>'
             f'<text x="{x[i]:.1f}" y="{y[i] + 4:.1f}" text-anchor="middle" fill="#111">{escape(n.label)}</text>'
         )
         if n.group and n.group not in shown_groups and n.kind != "parameter":

@@ -18,6 +18,11 @@ class Known:
     slope_text: str
     reference: str
 
+    @property
+    def angle(self) -> bool:
+        """Whether it is written with the angle θ."""
+        return "θ" in self.text
+
 
 _Q = r"\sqrt{q q'}"
 KNOWN: dict[str, Known] = {
@@ -59,6 +64,6 @@ KNOWN: dict[str, Known] = {
 
 # Primitives under which a function of one Gaussian keeps a closed form.
 CLOSED = {
-    "add", "mul", "pow", "sum", "E", "fn:relu", "fn:abs", "fn:sign", "fn:erf", "fn:erfc", "fn:sin", "fn:cos", "fn:exp", "fn:where",
-    "fn:gt", "fn:ge", "fn:lt", "fn:le", "fn:leaky_relu", "fn:max", "fn:gelu", "fn:dot",
+    "add", "mul", "pow", "sum", "E", "fn:relu", "fn:abs", "fn:sign", "fn:erf", "fn:erfc", "fn:sin", "fn:cos", "fn:exp",
+    "fn:where", "fn:gt", "fn:ge", "fn:lt", "fn:le", "fn:leaky_relu", "fn:max", "fn:gelu", "fn:dot",
 }  # fmt: skip

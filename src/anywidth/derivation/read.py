@@ -17,14 +17,15 @@ import numpy as np
 
 from anywidth import _compat
 from anywidth.derivation import terms as tm
+from anywidth.derivation.printing import text
 from anywidth.derivation.terms import Index, Num, Op, Sym, Term
 from anywidth.trace import Const, Eqn, Program, Size, Var, affine, is_wide
 
 Indices = tuple[Term | None, ...]
 
 ACTIVATIONS = {
-    "relu", "relu6", "gelu", "silu", "sigmoid", "softplus", "elu", "celu", "selu", "leaky_relu", "hard_tanh", "mish", "soft_sign",
-    "log_sigmoid", "hard_sigmoid", "hard_silu", "squareplus",
+    "relu", "relu6", "gelu", "silu", "sigmoid", "softplus", "elu", "celu", "selu", "leaky_relu", "hard_tanh", "mish",
+    "soft_sign", "log_sigmoid", "hard_sigmoid", "hard_silu", "squareplus",
 }  # fmt: skip
 SAME = {
     "copy",
@@ -78,6 +79,7 @@ class Reader:
     counts: Counter[str] = field(default_factory=Counter)
     loops: list[Index] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    padded: bool = False  # whether windows reach over an edge
     shifted: frozenset[str] = frozenset()  # parameters whose mean is not zero
 
     # --- names ---
@@ -100,6 +102,8 @@ class Reader:
             return x
         loops = [i for i in self.loops if i in tm.indices_of(body)]
         own = tuple(i for i in at if i is not None)
+        if x.ket:
+            body = self.summand_named(body, x.leaves)
         self.counts[letter] += 1
         base = Sym(letter, (self.counts[letter],))
         free = (*loops, *(i for i in own if isinstance(i, Index)))
@@ -111,6 +115,23 @@ class Reader:
             return replace(base, sub=(*loops, *(i for i in idx if i is not None)))
 
         return replace(x, at=entry, base=base)
+
+    def summand_named(self, t: Term, leaves: frozenset[str], under: bool = False) -> Term:
+        """In a sum of a nonlinear function, the function under a name of its own."""
+        if isinstance(t, Op) and t.head == "sum":
+            return Op("sum", (t.args[0], self.summand_named(t.args[1], leaves, True)))
+        if isinstance(t, Op) and t.head == "mul":
+            others = [a for a in t.args if not isinstance(a, Num)]
+            if len(others) == 1:
+                numbers = [a for a in t.args if isinstance(a, Num)]
+                return tm.mul(*numbers, self.summand_named(others[0], leaves, under))
+        if not (under and isinstance(t, Op) and t.head.startswith("fn:")):
+            return t
+        self.counts["s"] += 1
+        free = tm.indices_of(t)
+        base = Sym("s", (self.counts["s"],))
+        self.definitions.append(Definition(base, free, t, "activation", leaves, False, ""))
+        return replace(base, sub=free)
 
     def argument(self, x: Val) -> Val:
         """What a nonlinear function is applied to."""
@@ -157,7 +178,7 @@ class Reader:
             number = Num(float(value.flat[0]), c.power)
             return Val(c.shape, lambda idx: number)
         base = Sym("A", (len(self.notes) + 1,)) if np.ndim(c.value) else Sym("c")
-        self.notes.append(tm.text(base))
+        self.notes.append(text(base))
         return Val(c.shape, lambda idx: replace(base, sub=tuple(i for i in idx if i is not None)))
 
     def step(self, eqn: Eqn, inputs: list[Val]) -> list[Val]:
@@ -167,6 +188,7 @@ class Reader:
             if label in ACTIVATIONS and len(eqn.outputs) == 1 and inputs and inputs[0].shape == eqn.outputs[0].shape:  # type: ignore[union-attr]
                 return [self.pointwise(lambda a, *_: tm.fn(label, a), inputs[:1], inputs[0].shape)]
             return self.run(eqn.params[call], inputs)
+        from anywidth.derivation import windows  # noqa: F401
         from anywidth.derivation.rules import RULES
 
         rule = RULES.get(eqn.name)
@@ -182,7 +204,7 @@ class Reader:
             if v is None:
                 out.append(Val((), lambda idx: Num(0.0)))
                 continue
-            label = eqn.name if len(eqn.outputs) == 1 else f"{eqn.name}_{k + 1}"
+            label = _LABELS.get(eqn.name, eqn.name) if len(eqn.outputs) == 1 else f"{eqn.name}_{k + 1}"
             if all(x.shape in ((), v.shape) for x in inputs):
                 out.append(self.pointwise(lambda *a, label=label: tm.fn(label, *a), inputs, v.shape))
                 continue
@@ -220,6 +242,7 @@ class Reader:
         return replace(x, shape=shape, at=lambda idx: x.at(where(idx)), base=None)
 
 
+_LABELS = {"logistic": "sigmoid"}
 _MOVES = {"transpose", "broadcast_in_dim", "reshape", "squeeze", "slice", "rev", "expand_dims", *SAME}
 
 

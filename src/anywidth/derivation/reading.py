@@ -31,6 +31,7 @@ class Reading:
     names: Mapping[str, Sym]
     inputs: tuple[Sym, ...]
     steps: Mapping[str, int]  # of the index letters of loops
+    padded: bool  # whether windows reach over an edge
 
 
 def reading(net: Network, x: Any) -> Reading:
@@ -52,7 +53,7 @@ def reading(net: Network, x: Any) -> Reading:
         free = tuple(i for i in at if isinstance(i, Index))
         definitions.append(Definition(symbol, free, out.at(at), "output", out.leaves, True))
     items, named = compressed(_numbered(_inlined(definitions)))
-    return Reading(tuple(items), tuple(named), parameters, names, tuple(symbols), dict(reader.sizes))
+    return Reading(tuple(items), tuple(named), parameters, names, tuple(symbols), dict(reader.sizes), reader.padded)
 
 
 def _names(paths: Sequence[str]) -> dict[str, Sym]:
@@ -114,7 +115,7 @@ def _replaced(t: Term, table: Mapping[Sym, Definition]) -> Term | None:
     if isinstance(t, Sym) and bare(t) in table:
         d = table[bare(t)]
         sub = tuple(tm.mapped(s, lambda u: _replaced(u, table)) for s in t.sub)
-        return tm.substituted(d.body, {i: s for i, s in zip(d.indices, sub, strict=False)})
+        return tm.substituted(d.body, dict(zip(d.indices, sub, strict=False)))
     return None
 
 

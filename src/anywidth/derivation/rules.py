@@ -95,7 +95,8 @@ def maximum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
 
 @register("integer_pow", "square", "sqrt", "rsqrt")
 def powers(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
-    exponent = {"square": 2, "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2)}.get(eqn.name) or eqn.params["y"]
+    known: dict[str, Any] = {"square": 2, "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2)}
+    exponent = known.get(eqn.name) or eqn.params["y"]
     return r.pointwise(lambda a: tm.power(a, exponent), inputs, eqn.outputs[0].shape)  # type: ignore[union-attr]
 
 
@@ -108,8 +109,19 @@ def select(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
 
 @register("iota")
 def iota(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    """Positions count from one, what the program computes with them from zero."""
     axis = eqn.params["dimension"]
-    return Val(tuple(eqn.params["shape"]), lambda idx: idx[axis] or Num(0.0))
+    return Val(tuple(eqn.params["shape"]), lambda idx: Num(0.0) if idx[axis] is None else _shifted(idx[axis], -1))
+
+
+@register("gt", "ge", "lt", "le", "eq", "ne")
+def compare(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
+    def f(a: Term, b: Term) -> Term:
+        if isinstance(a, Index) and isinstance(b, Index) and a.shift == b.shift:
+            a, b = replace(a, shift=0), replace(b, shift=0)
+        return tm.fn(eqn.name, a, b)
+
+    return r.pointwise(f, inputs, eqn.outputs[0].shape)  # type: ignore[union-attr]
 
 
 # --- reading entries elsewhere -------------------------------------------------------------------------
@@ -171,7 +183,7 @@ def slice_(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
             if is_wide(s) or s == 1:
                 out.append(None)
             elif shape[i] == 1:
-                out.append(Num(float(start)))
+                out.append(Num(float(start + 1)))
             else:
                 out.append(_shifted(idx[i], int(start)))
         return tuple(out)
@@ -236,7 +248,7 @@ def dot_general(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
         a, b = x.at(tuple(ix)), y.at(tuple(iy))
         if not x.raw and y.raw:
             a, b = b, a
-        (size,) = [width(x.shape[i]) for i in cx if is_wide(x.shape[i])] or [None]
+        size = next((width(x.shape[i]) for i in cx if is_wide(x.shape[i])), None)
         out = tm.mul(size, tm.expectation(a, b)) if average and size else tm.mul(a, b)
         for i in reversed(bound):
             out = tm.total(i, out)
@@ -267,7 +279,7 @@ def reduce_sum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     def entry(idx: Indices) -> Term:
         rest = iter(idx)
         full: list[Term | None] = [None if i in axes else next(rest) for i in range(len(x.shape))]
-        bound = []
+        bound: list[Index] = []
         for i in axes:
             if not is_wide(x.shape[i]) and x.shape[i] != 1:
                 bound.append(r.fresh([*idx, *bound]))
@@ -303,7 +315,7 @@ def reduce_max(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     def entry(idx: Indices) -> Term:
         rest = iter(idx)
         full: list[Term | None] = [None if i in axes else next(rest) for i in range(len(x.shape))]
-        bound = []
+        bound: list[Index] = []
         for i in axes:
             if not is_wide(x.shape[i]) and x.shape[i] != 1:
                 bound.append(r.fresh([*idx, *bound]))
@@ -340,7 +352,12 @@ def scan(r: Reader, eqn: Eqn, inputs: list[Val]) -> list[Val]:
     for x, base, g, ket in zip(carry, bases, gaussian, kets, strict=True):
         at = stepped(base, replace(t, shift=-1))
         before.append(Val(x.shape, at, ket, g, x.leaves | _all_leaves(consts, carry, xs), None, base))
-    here = [replace(x, shape=x.shape[1:], at=lambda idx, x=x: x.at((t, *idx)), base=None) for x in xs]
+
+    def step_of(i: Term) -> Term:
+        """The step at a position of what is run over, and the other way round."""
+        return tm.add(Num(float(p["length"] + 1)), tm.neg(i)) if p["reverse"] else i
+
+    here = [r.moved(x, x.shape[1:], lambda idx: (step_of(t), *idx)) for x in xs]
     start = len(r.definitions)
     r.loops.append(t)
     out = r.run(p["jaxpr"], [*consts, *before, *here])
@@ -369,15 +386,17 @@ def scan(r: Reader, eqn: Eqn, inputs: list[Val]) -> list[Val]:
         same_as = next((b for v, b in zip(after, bases, strict=True) if v is y), None)
         shape = (p["length"], *y.shape)
         if same_as is not None:
-            results.append(
-                Val(shape, lambda idx, b=same_as: stepped(b, idx[0] or last)(idx[1:]), y.ket, y.gaussian, y.leaves)
-            )
+
+            def at_step(idx: Indices, b: Sym = same_as) -> Term:
+                return stepped(b, step_of(idx[0] or Num(1.0)))(idx[1:])
+
+            results.append(Val(shape, at_step, y.ket, y.gaussian, y.leaves))
         else:
-            results.append(
-                replace(
-                    y, shape=shape, base=None, at=lambda idx, y=y: tm.substituted(y.at(idx[1:]), {t: idx[0] or last})
-                )
-            )
+
+            def written_at(idx: Indices, y: Val = y) -> Term:
+                return tm.substituted(y.at(idx[1:]), {t: step_of(idx[0] or Num(1.0))})
+
+            results.append(replace(y, shape=shape, base=None, at=written_at))
     return results
 
 
