@@ -26,6 +26,14 @@ def test_readme(tmp_path, monkeypatch):
         exec(compile(block, str(README), "exec"), session)
 
 
+def test_every_public_name_is_in_the_reference():
+    reference = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\.\. auto\w+:: (?:anywidth\.)?([\w.]+)", reference))
+    assert set(anywidth.__all__) <= named
+    assert {f"sklearn.{name}" for name in anywidth.sklearn.__all__} <= named
+    assert "zoo" in named
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name):
     module = importlib.import_module(name)
