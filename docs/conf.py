@@ -40,11 +40,14 @@ nb_execution_mode = "cache"
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # derivations have equations and tables
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autosummary_generate = True
+# The shapes of jaxtyping are not names, and no inventory of other projects is loaded: the site builds without a network.
+nitpick_ignore_regex = [("py:.*", r"'.*'|jaxtyping\..*|(np\.|numpy\.)?ndarray|jax\..*|Array|.*\.Array")]
 napoleon_google_docstring = True
 napoleon_use_rtype = False
 

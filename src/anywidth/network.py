@@ -54,7 +54,7 @@ class Network:
     Args:
         init: `init(n)` says how the parameters of a network of width n are drawn: any pytree of `Normal`.
         apply: `apply(params, x)` is the network, as plain JAX, on one example x (any pytree of arrays). `params`
-            has the structure of `init(n)` with arrays in place of the `Normal`s. The code is the
+            has the structure of `init(n)` with an array in place of each `Normal`. The code is the
             parametrisation: every scaling by width is written here.
 
     Two networks are equal when their functions are the same objects, so a `Network` can be a dictionary key or a

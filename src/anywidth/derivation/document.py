@@ -339,9 +339,10 @@ def _plain(s: Section) -> str:
 def _markdown(s: Section) -> str:
     out = [f"### {s.title}", _tex_words(s.prose, str)]
     for line in s.lines:
-        out.append(f"$$ {latex(line.left)} = {_formula(line.right, True)} $$")
-        if line.remark:
-            out.append(_tex_words(line.remark, str))
+        formula, remark = f"{latex(line.left)} = {_formula(line.right, True)}", _tex_words(line.remark, str)
+        if remark and len(_text_words(line.remark)) <= 40:
+            formula, remark = rf"{formula} \qquad \text{{{remark}}}", ""
+        out += [f"$$ {formula} $$", remark] if remark else [f"$$ {formula} $$"]
     if s.table:
         head, *rows = ["| " + " | ".join(_cell(c) for c in row) + " |" for row in s.table]
         out.append("\n".join([head, "|" + " --- |" * len(s.table[0]), *rows]))

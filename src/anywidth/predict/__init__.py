@@ -15,7 +15,7 @@ R is any shape of right-hand sides, such as the columns of a one-hot code; all o
 [0.3] [ True]
 """
 
-from anywidth.predict.cg import Solution, conjugate_gradients
+from anywidth.predict.cg import NotConvergedError, Solution, conjugate_gradients
 from anywidth.predict.flow import GradientFlow, gradient_flow, max_learning_rate
 from anywidth.predict.gp import LeaveOneOut, Posterior, leave_one_out, posterior
 from anywidth.predict.likelihood import NoiseFit, fit_noise, log_marginal_likelihood
@@ -25,6 +25,7 @@ __all__ = [
     "GradientFlow",
     "LeaveOneOut",
     "NoiseFit",
+    "NotConvergedError",
     "Posterior",
     "Solution",
     "conjugate_gradients",
