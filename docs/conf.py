@@ -46,7 +46,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autosummary_generate = True
-# The shapes of jaxtyping are not names, and no inventory of other projects is loaded: the site builds without a network.
+# Shapes of jaxtyping are no names, and no inventory of other projects is loaded: the site builds without a network.
 nitpick_ignore_regex = [("py:.*", r"'.*'|jaxtyping\..*|(np\.|numpy\.)?ndarray|jax\..*|Array|.*\.Array")]
 napoleon_google_docstring = True
 napoleon_use_rtype = False
