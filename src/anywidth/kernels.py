@@ -29,18 +29,20 @@ from jaxtyping import Array, PyTree
 
 from anywidth import _compat, rules
 from anywidth.accuracy import Accuracy, controlled
-from anywidth.errors import InputError, NeedsUnroll, NoLimitError, Resized, UnsupportedError
+from anywidth.covariance import kernel_of
+from anywidth.errors import InputError, NeedsUnroll, NoLimitError, Resized
 from anywidth.expect.choose import SeveralError
 from anywidth.expect.sampler import Sampler
-from anywidth.inner import ZERO, Gram
+from anywidth.inner import Gram
 from anywidth.interpret import Interpreter, located
-from anywidth.kets import Const, Contract, Graph, Index, Leaf, Node, Product, Sum, View, ViewMap, is_zero
+from anywidth.kets import Graph, Leaf, Node, Sum
 from anywidth.network import Network, Normal
+from anywidth.output import check_output
 from anywidth.parameters import Parameters, read_parameters, read_program, run
-from anywidth.rates import Rates, suggestion
+from anywidth.rates import Rates
 from anywidth.rules.elementwise import outermost
-from anywidth.trace import WIDTHS, Program
-from anywidth.values import Ax, Cat, Det, Ket, Mat, Value
+from anywidth.trace import WIDTHS
+from anywidth.values import Ket, Value
 
 assert rules is not None  # fills the table of rules
 
@@ -285,160 +287,3 @@ def _only_added(graph: Graph, outputs: Sequence[Value], parameters: Parameters) 
         for child in children:
             if child is not None and (leaf := alone(child)) is not None:
                 raise Resized(leaf, None)
-
-
-# --- the output -------------------------------------------------------------------------------------------
-
-
-def check_output(
-    value: Value, program: Program, dropped: Sequence[Any], which: str, parameters: Parameters, lr: Rates
-) -> Value:
-    """The value itself, if its kernels have a limit.
-
-    Raises: NoLimitError, with the line at fault and the scaling or the learning rates that would mend it.
-    """
-    line = program.eqns[-1].line if program.eqns else "the return value"
-    if isinstance(value, Cat):
-        for p in value.parts:
-            check_output(p, program, dropped, which, parameters, lr)
-        return value
-    if isinstance(value, Mat):
-        raise UnsupportedError("the network returns a parameter matrix")
-    if isinstance(value, Det):
-        reason = "is zero" if value.zero else "is not random"
-        raise NoLimitError(
-            f"the output {reason} in the limit (an average over the width is a fixed number): there is no kernel. End "
-            f"the network in a readout, v @ h / sqrt(n) with v a parameter.\n  at {line}"
-        )
-    if value.wides():
-        raise NoLimitError(
-            f"the output has an axis of size {value.wides()[0].size} that grows with the width. Return a readout, "
-            f"v @ h / sqrt(n) with v a parameter.\n  at {line}"
-        )
-    where = _line_of(value.node) or line
-    if is_zero(value.node):
-        raise NoLimitError(f"the output is zero in the limit.\n  at {where}")
-    learning = sorted((p for p in value.node.leaves if not p.frozen), key=lambda p: (-p.speed, p.name))
-    share = learning[0].share(value.power) if learning else None
-    if value.power != 0 and not (which == "ntk" and (share == 0 or lr is not None)):
-        grows = value.power > 0
-        raise NoLimitError(
-            f"the output {'diverges' if grows else 'vanishes'} like n^{value.power} as the width grows. "
-            f"{'Divide' if grows else 'Multiply'} it by n^{abs(value.power)}"
-            + (" (its NTK has a limit: ask for ntk alone)" if share == 0 and which == "both" else "")
-            + f".\n  at {where}"
-        )
-    if which == "nngp":
-        return value
-    if share is None:
-        raise NoLimitError(f"the NTK is zero: lr freezes every parameter that the output depends on.\n  at {where}")
-    if share != 0:
-        raise NoLimitError(_wrong_rates(learning, value.power, share, parameters, lr) + f"\n  at {where}")
-    for leaf, behind, eqn in dropped:
-        if not leaf.frozen and leaf.share(value.power + behind) >= 0:
-            raise UnsupportedError(
-                f"the parameter '{leaf.name}' adds nothing to the output in the limit but its learning adds to the "
-                f"NTK: such parametrizations are not supported.\n  at {eqn.line}"
-            )
-    return value
-
-
-def _wrong_rates(learning: Sequence[Leaf], output: Fraction, share: Fraction, parameters: Parameters, lr: Rates) -> str:
-    """What is wrong with the learning rates, and which would do."""
-    wrong = [p for p in learning if p.share(output) > 0] if share > 0 else list(learning)
-    powers = {p.leaf.path: Fraction(0) for p in parameters.items} | {p.path: -p.share(output) for p in wrong}
-    names = ", ".join(f"'{p.name}'" for p in wrong)
-    does = f"{'diverges' if share > 0 else 'vanishes'} like n^{share}"
-    one = len(wrong) == 1
-    advice = (
-        f"Multiply the learning {'rate' if one else 'rates'} of {names} by a power of n: {suggestion(powers)}"
-        if lr is None
-        else f"Multiply the learning rates that you gave by those of {suggestion(powers)}"
-    )
-    sizes = sorted({p.size for p in wrong})
-    scale = f"entries of order n^{sizes[0]} and " if share > 0 and len(sizes) == 1 and sizes[0] != 0 else ""
-    return (
-        f"the NTK {does} as the width grows: {names} {'has' if one else 'have'} {scale}"
-        f"a learning rate that is too {'high' if share > 0 else 'low'}. {advice}"
-        + (", or write the scaling of the entries in apply (NTK parametrization)." if scale else ".")
-    )
-
-
-def _line_of(node: Node) -> str | None:
-    while not isinstance(node, Product):
-        if isinstance(node, Sum):
-            node = node.terms[0][1]
-        elif isinstance(node, Contract | View):
-            node = node.operand
-        else:
-            return None
-    return node.line
-
-
-def kernel_of(grams: Callable[[Fraction], Gram], a: Value, b: Value, eps: bool, dtype: Any) -> Any:
-    """The covariance of two outputs, of shape S + S'; an axis of independent copies is left out."""
-    if isinstance(a, Cat) or isinstance(b, Cat):
-        first = a if isinstance(a, Cat) else b
-        assert isinstance(first, Cat)
-        pa = a.parts if isinstance(a, Cat) else None
-        if pa is not None:
-            blocks = [kernel_of(grams, p, b, eps, dtype) for p in pa]
-            return jnp.concatenate(blocks, a.axis)  # type: ignore[union-attr]
-        assert isinstance(b, Cat)
-        blocks = [kernel_of(grams, a, p, eps, dtype) for p in b.parts]
-        return jnp.concatenate(blocks, len(a.shape) + b.axis)
-    if not isinstance(a, Ket) or not isinstance(b, Ket):  # a constant part of a concatenation
-        return jnp.zeros((*map(int, a.shape), *map(int, b.shape)), dtype)  # type: ignore[arg-type]
-    gram = grams(-a.power - b.power)
-    g = gram.graph
-    a, b = _one_class(g, a), _one_class(g, b)
-    ra, rb = a.node.rank, b.node.rank
-    x = g.view(a.node, ViewMap(ra + rb, tuple(range(ra))))
-    y = g.view(b.node, ViewMap(ra + rb, tuple(range(ra, ra + rb))))
-    value = gram(x, y, eps)
-    atoms = [atom for axis in a.layout for atom in axis], [atom for axis in b.layout for atom in axis]
-    order = [atom.axis for atom in atoms[0]] + [ra + atom.axis for atom in atoms[1]]
-    sizes = [atom.size for atom in (*atoms[0], *atoms[1])]
-    shape = [int(s) for s in (*a.shape, *b.shape)]
-    if value is ZERO:
-        return jnp.zeros(shape, dtype)
-    value = jnp.asarray(value)
-    rest = [i for i in range(ra + rb) if i not in order]
-    value = jnp.transpose(value, order + rest).reshape([value.shape[i] for i in order])
-    return jnp.broadcast_to(value, sizes).reshape(shape).astype(dtype)
-
-
-def _one_class(g: Graph, x: Ket) -> Ket:
-    """The first of the independent copies along the last axis, if it is an axis of such copies."""
-    if not x.layout:
-        return x
-    atoms = x.layout[-1]
-    if len(atoms) != 1 or not isinstance(atoms[0], Ax) or not _copies(x.node, atoms[0].axis):
-        return x
-    entries: list[Any] = [i if i < atoms[0].axis else i - 1 for i in range(x.node.rank)]
-    entries[atoms[0].axis] = Index(np.zeros((1,) * (x.node.rank - 1), np.int64))
-    node = g.view(x.node, ViewMap(x.node.rank - 1, tuple(entries)))
-    layout = tuple(
-        tuple(Ax(a.axis - (a.axis > atoms[0].axis), a.size) if isinstance(a, Ax) else a for a in axis)
-        for axis in x.layout[:-1]
-    )
-    return Ket(node, layout, x.power)
-
-
-def _copies(node: Node, axis: int) -> bool:
-    """Whether the entries along the axis are independent and of one distribution."""
-    if isinstance(node, Sum):
-        return all(_copies(t, axis) and (c is None or np.ndim(c) == 0 or np.shape(c)[axis] == 1) for c, t in node.terms)
-    if isinstance(node, View):
-        entries = [i for i, e in enumerate(node.view.entries) if e == axis]
-        arrays = [e for e in node.view.entries if isinstance(e, Index) and np.shape(e.array)[axis] > 1]
-        return len(entries) == 1 and not arrays and _copies(node.operand, entries[0])
-    if isinstance(node, Contract):
-        return (node.coef is None or np.shape(node.coef)[axis] == 1) and _copies(node.operand, axis)
-    if not isinstance(node, Product) or node.operand.shape[axis] != 1:
-        return False
-    moving = [a for _, a in node.indices if np.shape(a)[axis] > 1]
-    return len(moving) == 1 and isinstance(moving[0], np.ndarray) and len(np.unique(moving[0])) == moving[0].shape[axis]
-
-
-__all__ = ["Const", "Errors", "Kernels", "kernels", "nngp", "ntk"]
