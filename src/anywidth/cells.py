@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NeedsUnroll
+from anywidth.frames import Loop
 from anywidth.inner import ZERO, Gram, add, scaled
 from anywidth.kets import Carry, Const, Contract, Dyn, Graph, Index, Node, Sum, View, ViewMap, expand
-from anywidth.loops import Loop
 
 Array = Any
 

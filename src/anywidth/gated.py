@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.cells import base, pure, read, timed
+from anywidth.frames import Loop
 from anywidth.inner import ZERO, Gram, add, scaled
 from anywidth.kets import Carry, Const, Contract, Graph, Index, Node, Pointwise, Product, Sum, View, ViewMap
-from anywidth.loops import Loop
 from anywidth.paths import Path, Stage, mean_outer, simulate
 from anywidth.tangents import slopes
 

@@ -33,9 +33,10 @@ from anywidth.cells import Cell, covariance, pure, read, size, timed
 from anywidth.errors import NeedsUnroll
 from anywidth.expect.points import normals
 from anywidth.expect.sampler import FixedCount, Sampler
+from anywidth.frames import Loop
 from anywidth.inner import ZERO, Gram, weighted_sum
 from anywidth.kets import Carry, Const, Contract, Dyn, Graph, Index, Node, Pointwise, Sum, View, ViewMap
-from anywidth.loops import Loop, sealed
+from anywidth.recursions import sealed
 
 Array = Any
 

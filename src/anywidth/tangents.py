@@ -33,8 +33,8 @@ from jax import lax
 from anywidth.cells import covariance, size
 from anywidth.inner import ZERO, Gram
 from anywidth.kets import Carry, Node
-from anywidth.loops import sealed
 from anywidth.paths import Path, Stage, mean_outer
+from anywidth.recursions import sealed
 
 Array = Any
 

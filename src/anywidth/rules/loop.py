@@ -18,6 +18,7 @@ from jax import lax
 
 from anywidth import gated
 from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
+from anywidth.frames import Ask, Frame, Loop
 from anywidth.inner import ZERO, Gram
 from anywidth.interpret import Interpreter, register
 from anywidth.kets import (
@@ -31,7 +32,7 @@ from anywidth.kets import (
     ViewMap,
     is_zero,
 )
-from anywidth.loops import Ask, Frame, Loop, sealed
+from anywidth.recursions import sealed
 from anywidth.rules import linear
 from anywidth.rules.lift import Lift, collect
 from anywidth.rules.unrolled import unrolled
