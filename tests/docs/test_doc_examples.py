@@ -16,14 +16,19 @@ MODULES = sorted(
 )
 
 
-def test_readme(tmp_path, monkeypatch):
-    """The blocks of Python, one after another in one session."""
+def test_readme(tmp_path, monkeypatch, capsys):
+    """The blocks of Python, one after another in one session; the first one prints what it is said to."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
-    assert blocks
+    text = README.read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    (said,) = re.findall(r"```text\n(.*?)```", text, flags=re.S)
     session: dict[str, object] = {"__name__": "readme"}
+    printed = []
     for block in blocks:
         exec(compile(block, str(README), "exec"), session)
+        printed.append(capsys.readouterr().out)
+    found, expected = ([float(line) for line in text.splitlines()[:2]] for text in (printed[0], said))
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_every_public_name_is_in_the_reference():

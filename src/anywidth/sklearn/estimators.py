@@ -121,11 +121,11 @@ class InfiniteWidthRegressor(RegressorMixin, _GaussianProcess):
         memory: as in `anywidth.gram`.
 
     Attributes:
-        noise_, scale_: the fitted covariance of (normalised) targets is scale_ (K + noise_ I).
+        noise_, scale_: the fitted covariance of (normalised) targets is `scale_ (K + noise_ I)`.
         noise_variance_: the variance of the noise, for each column, in units of y squared.
         log_marginal_likelihood_: log p(y), summed over columns.
         jitter_: what had to be added to the diagonal beyond the noise; zero unless it had to be.
-        X_fit_, weights_, factor_, n_features_in_, feature_names_in_.
+        X_fit_, weights_, factor_, n_features_in_, feature_names_in_: what the fit keeps.
     """
 
     def __init__(
@@ -185,9 +185,9 @@ class InfiniteWidthClassifier(ClassifierMixin, _GaussianProcess):
 
     Attributes:
         classes_: the labels.
-        noise_, scale_: the fitted covariance of the centred labels is scale_ (K + noise_ I), for every class.
+        noise_, scale_: the fitted covariance of the centred labels is `scale_ (K + noise_ I)`, for every class.
         log_marginal_likelihood_: that of the label regression, summed over classes.
-        jitter_, X_fit_, weights_, factor_, n_features_in_, feature_names_in_.
+        jitter_, X_fit_, weights_, factor_, n_features_in_, feature_names_in_: what the fit keeps.
     """
 
     def fit(self, X: Any, y: Any) -> Self:
