@@ -17,7 +17,8 @@ import numpy as np
 from anywidth.errors import NeedsUnroll
 from anywidth.frames import Loop
 from anywidth.inner import ZERO, Gram, add, scaled
-from anywidth.kets import Carry, Const, Contract, Dyn, Graph, Index, Node, Sum, View, ViewMap, expand
+from anywidth.kets import Carry, Const, Contract, Graph, Node, Sum, View
+from anywidth.views import Dyn, Index, ViewMap, expand
 
 Array = Any
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.inner import ZERO, Gram
-from anywidth.kets import Contract, Graph, Index, Node, Product, Sum, View, ViewMap
+from anywidth.kets import Contract, Graph, Node, Product, Sum, View
 from anywidth.values import Ax, Cat, Ket, Value
+from anywidth.views import Index, ViewMap
 
 
 def kernel_of(grams: Callable[[Fraction], Gram], a: Value, b: Value, eps: bool, dtype: Any) -> Any:

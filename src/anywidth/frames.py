@@ -16,7 +16,8 @@ import numpy as np
 from jax import lax
 
 from anywidth.inner import ZERO, Gram
-from anywidth.kets import Carry, Dyn, Graph, Index, Leaf, Node, View, ViewMap
+from anywidth.kets import Carry, Graph, Leaf, Node, View
+from anywidth.views import Dyn, Index, ViewMap
 
 
 @dataclass(eq=False)

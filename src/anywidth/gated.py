@@ -18,9 +18,10 @@ import numpy as np
 from anywidth.cells import base, pure, read, timed
 from anywidth.frames import Loop
 from anywidth.inner import ZERO, Gram, add, scaled
-from anywidth.kets import Carry, Const, Contract, Graph, Index, Node, Pointwise, Product, Sum, View, ViewMap
+from anywidth.kets import Carry, Const, Contract, Graph, Node, Pointwise, Product, Sum, View
 from anywidth.paths import Path, Stage, mean_outer, simulate
 from anywidth.tangents import slopes
+from anywidth.views import Index, ViewMap
 
 Array = Any
 

@@ -24,24 +24,9 @@ import numpy as np
 from anywidth import tables
 from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
 from anywidth.expect import choose
-from anywidth.kets import (
-    Array,
-    Carry,
-    Const,
-    Contract,
-    Dyn,
-    Graph,
-    Index,
-    Node,
-    Product,
-    Rows,
-    Sum,
-    View,
-    ViewMap,
-    expand,
-    is_zero,
-)
+from anywidth.kets import Array, Carry, Const, Contract, Graph, Node, Product, Rows, Sum, View, is_zero
 from anywidth.trace import add_sizes, affine
+from anywidth.views import Dyn, Index, ViewMap, expand
 
 
 class _Zero:

@@ -27,6 +27,7 @@ import numpy as np
 
 from anywidth.errors import NeedsUnroll, UnsupportedError
 from anywidth.trace import Size, add_sizes
+from anywidth.views import Dyn, Index, ViewMap, broadcast_shapes, expand, is_traced, view_array
 
 Array = Any
 
@@ -67,85 +68,6 @@ class Rows:
     @property
     def wide(self) -> bool:
         return not isinstance(self.size, int)
-
-
-# --- views: how the axes of a node are read by the axes of another ----------------------------------------
-# A view is one entry for each axis of what is viewed: an int (it becomes that output axis), or an index array
-# aligned with the output axes (the axis is indexed by it; -1 reads zero, as padding does), or Dyn.
-
-
-@dataclass(frozen=True, eq=False)
-class Dyn:
-    """The running step of a loop being solved: a traced scalar index."""
-
-    step: Array
-    offset: int = 0
-
-    @property
-    def index(self) -> Array:
-        return self.step + self.offset
-
-
-@dataclass(frozen=True, eq=False)
-class Index:
-    array: Array  # integers, aligned with the output axes
-    fills: bool = False  # some of them may be -1
-
-
-@dataclass(frozen=True)
-class ViewMap:
-    rank: int
-    entries: tuple[Any, ...]
-
-    @property
-    def identity(self) -> bool:
-        return self.entries == tuple(range(self.rank))
-
-    @property
-    def fills(self) -> bool:
-        return any(isinstance(e, Index) and e.fills for e in self.entries)
-
-
-def expand(rank: int, extra: int) -> ViewMap:
-    """Adds `extra` trailing axes."""
-    return ViewMap(rank + extra, tuple(range(rank)))
-
-
-def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(np.broadcast_shapes(*shapes)) if shapes else ()
-
-
-def view_array(a: Array, view: ViewMap, fill: int = 0) -> Array:
-    """The array read through the view, `fill` where it reads -1; axes that nothing maps to have size one."""
-    xp = np if isinstance(a, np.ndarray | np.generic) and not any(_is_traced(e) for e in view.entries) else jnp
-    axes = [e for e in view.entries if isinstance(e, int)]
-    if len(axes) == len(view.entries) and len(set(axes)) == len(axes):
-        order = sorted(range(len(axes)), key=lambda i: axes[i])
-        shape = [1] * view.rank
-        for i, axis in enumerate(axes):
-            shape[axis] = a.shape[i]
-        return (a if order == list(range(len(order))) else xp.transpose(a, order)).reshape(shape)
-    index = []
-    for size, e in zip(a.shape, view.entries, strict=True):
-        if isinstance(e, int):
-            shape = [1] * view.rank
-            shape[e] = size
-            index.append(np.arange(size).reshape(shape))
-        elif size == 1:
-            index.append(np.zeros((1,) * view.rank, np.int64))
-        elif isinstance(e, Dyn):
-            index.append(jnp.asarray(e.index).reshape((1,) * view.rank))
-        else:
-            index.append(xp.maximum(e.array, 0) if e.fills else e.array)
-    out = xp.asarray(a)[tuple(index)]
-    for e in view.entries:
-        if isinstance(e, Index) and e.fills:
-            out = xp.where(e.array >= 0, out, xp.asarray(fill, out.dtype))
-    return out
-
-
-def _is_traced(entry: Any) -> bool:
-    return isinstance(entry, Dyn) or (isinstance(entry, Index) and not isinstance(entry.array, np.ndarray | np.generic))
 
 
 # --- nodes ----------------------------------------------------------------------------------------------
@@ -368,7 +290,7 @@ class Graph:
         """(zeros and ones, the view with nothing to fill)."""
         key = ("mask", view.rank, self._entries_key(view.entries))
         if key not in self.table:
-            xp = np if not any(_is_traced(e) for e in view.entries) else jnp
+            xp = np if not any(is_traced(e) for e in view.entries) else jnp
             entries, mask = list(view.entries), xp.ones((1,) * view.rank, bool)
             for i, e in enumerate(entries):
                 if isinstance(e, Index) and e.fills:

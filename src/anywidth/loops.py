@@ -18,8 +18,9 @@ import numpy as np
 from anywidth.errors import NeedsUnroll
 from anywidth.frames import Ask, carry_view
 from anywidth.inner import ZERO, Gram
-from anywidth.kets import Carry, Index, Node, Pointwise, Product, View, ViewMap
+from anywidth.kets import Carry, Node, Pointwise, Product, View
 from anywidth.recursions import chain, table
+from anywidth.views import Index, ViewMap
 
 
 def lookup(gram: Gram, x: Node, y: Node, eps: bool) -> Any:

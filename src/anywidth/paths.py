@@ -35,8 +35,9 @@ from anywidth.expect.points import normals
 from anywidth.expect.sampler import FixedCount, Sampler
 from anywidth.frames import Loop
 from anywidth.inner import ZERO, Gram, weighted_sum
-from anywidth.kets import Carry, Const, Contract, Dyn, Graph, Index, Node, Pointwise, Sum, View, ViewMap
+from anywidth.kets import Carry, Const, Contract, Graph, Node, Pointwise, Sum, View
 from anywidth.recursions import sealed
+from anywidth.views import Dyn, Index, ViewMap
 
 Array = Any
 

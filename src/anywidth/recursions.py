@@ -19,7 +19,8 @@ from jax import lax
 from anywidth.errors import NeedsUnroll
 from anywidth.frames import Ask, Frame, shifted
 from anywidth.inner import ZERO, Gram
-from anywidth.kets import Dyn, Graph, Node, ViewMap, expand
+from anywidth.kets import Graph, Node
+from anywidth.views import Dyn, ViewMap, expand
 
 
 @dataclass(frozen=True, eq=False)

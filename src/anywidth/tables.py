@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from anywidth.kets import Array, Carry, Const, Contract, Dyn, Graph, Index, Node, Product, Sum, View, ViewMap
+from anywidth.kets import Array, Carry, Const, Contract, Graph, Node, Product, Sum, View
+from anywidth.views import Dyn, Index, ViewMap
 
 _WORTH = 4  # a table may be this much larger than what is read of it: what is below it is read less often
 

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import UnsupportedError
-from anywidth.kets import Array, Graph, Leaf, Node, Rows, ViewMap, expand
+from anywidth.kets import Array, Graph, Leaf, Node, Rows
 from anywidth.trace import Dim, Size, add_sizes, affine, is_wide, make_size
+from anywidth.views import ViewMap, expand
 
 ZERO_POWER = Fraction(0)
 

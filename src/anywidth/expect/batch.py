@@ -14,7 +14,8 @@ import numpy as np
 from anywidth.errors import NoLimitError
 from anywidth.expect import closed, normalised
 from anywidth.expect.atoms import Mono, Norm, SeveralGaussians, jumps, known, monomial, times
-from anywidth.kets import Contract, Node, View, ViewMap, expand
+from anywidth.kets import Contract, Node, View
+from anywidth.views import ViewMap, expand
 
 __all__ = ["Norm", "expectation"]
 

@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from anywidth.kets import Node, Pointwise, View, ViewMap
+from anywidth.kets import Node, Pointwise, View
+from anywidth.views import ViewMap
 
 __all__ = ["LARGEST", "Layout", "covariance", "layouts"]
 

@@ -19,11 +19,12 @@ import numpy as np
 
 from anywidth.errors import UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import ViewMap, is_zero
+from anywidth.kets import is_zero
 from anywidth.rules import linear, products
 from anywidth.rules.elementwise import total
 from anywidth.trace import is_wide
 from anywidth.values import ZERO_POWER, Ax, Det, Ket, Value, to_ket
+from anywidth.views import ViewMap
 
 _CLIP = jax.lax.GatherScatterMode.CLIP
 _FILL = jax.lax.GatherScatterMode.FILL_OR_DROP

@@ -17,7 +17,7 @@ from jax import lax
 
 from anywidth.errors import UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import Dyn, Index, View, ViewMap
+from anywidth.kets import View
 from anywidth.rules.elementwise import common_power, total
 from anywidth.rules.linear import broadcast_in_dim, numeric, reread
 from anywidth.trace import affine, is_wide
@@ -31,6 +31,7 @@ from anywidth.values import (
     common_sizes,
     standard,
 )
+from anywidth.views import Dyn, Index, ViewMap
 
 
 @register("concatenate")

@@ -14,19 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from anywidth.kets import (
-    Const,
-    Contract,
-    Dyn,
-    Graph,
-    Index,
-    Node,
-    Pointwise,
-    Product,
-    Sum,
-    View,
-    ViewMap,
-)
+from anywidth.kets import Const, Contract, Graph, Node, Pointwise, Product, Sum, View
+from anywidth.views import Dyn, Index, ViewMap
 
 
 def _arrays(node: Node) -> list[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import ViewMap, expand, new_rows
+from anywidth.kets import new_rows
 from anywidth.trace import Size, add_sizes, affine, is_wide, make_size
 from anywidth.values import (
     Ax,
@@ -24,6 +24,7 @@ from anywidth.values import (
     split_atom,
     to_ket,
 )
+from anywidth.views import ViewMap, expand
 
 
 def numeric(shape: Sequence[Size]) -> tuple[int, ...]:

@@ -21,23 +21,14 @@ from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
 from anywidth.frames import Ask, Frame, Loop
 from anywidth.inner import ZERO, Gram
 from anywidth.interpret import Interpreter, register
-from anywidth.kets import (
-    Const,
-    Dyn,
-    Graph,
-    Leaf,
-    Node,
-    Product,
-    Rows,
-    ViewMap,
-    is_zero,
-)
+from anywidth.kets import Const, Graph, Leaf, Node, Product, Rows, is_zero
 from anywidth.recursions import sealed
 from anywidth.rules import linear
 from anywidth.rules.lift import Lift, collect
 from anywidth.rules.unrolled import unrolled
 from anywidth.trace import is_wide
 from anywidth.values import Ax, Cat, Det, Ket, Mat, Value, layout_of, standard, trivial_sizes
+from anywidth.views import Dyn, ViewMap
 
 
 @register("scan")

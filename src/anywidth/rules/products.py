@@ -18,10 +18,11 @@ import numpy as np
 from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.inner import ZERO, weighted_sum
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import Const, Node, ViewMap, is_zero
+from anywidth.kets import Const, Node, is_zero
 from anywidth.rules.readouts import aligned, inner_product, is_one, lengths_of, raw_parameter
 from anywidth.trace import Size, affine, is_wide
 from anywidth.values import Ax, Det, Ket, Mat, Value, Wide, common_sizes, refined, standard, to_ket
+from anywidth.views import ViewMap
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from anywidth.errors import UnsupportedError
 from anywidth.expr import substituted, variables
 from anywidth.inner import ZERO, weighted_sum
 from anywidth.interpret import Interpreter
-from anywidth.kets import Const, Contract, Leaf, Node, Pointwise, Product, Sum, View, expand, is_zero
+from anywidth.kets import Const, Contract, Leaf, Node, Pointwise, Product, Sum, View, is_zero
 from anywidth.trace import Size, affine
 from anywidth.values import Ax, Det, Ket, Layout, Mat, Value, Wide
+from anywidth.views import expand
 
 
 def aligned(it: Interpreter, values: Sequence[Any], outer: int) -> tuple[list[Any], Layout, int]:

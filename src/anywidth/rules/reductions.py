@@ -13,12 +13,12 @@ from jax import lax
 
 from anywidth.errors import UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import ViewMap
 from anywidth.rules.linear import reread
 from anywidth.rules.products import summed_node
 from anywidth.rules.readouts import lengths_of, number, readout_of_product
 from anywidth.trace import affine, is_wide
 from anywidth.values import Ax, Det, Ket, Value, Wide, standard, trivial_sizes
+from anywidth.views import ViewMap
 
 
 @register("reduce_sum")

@@ -24,10 +24,10 @@ import numpy as np
 
 from anywidth.errors import UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import ViewMap
 from anywidth.rules import elementwise, linear, products, reductions
 from anywidth.trace import is_wide
 from anywidth.values import Ax, Det, Mat, Value, Wide
+from anywidth.views import ViewMap
 
 
 def window_index(
