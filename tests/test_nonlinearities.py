@@ -13,6 +13,9 @@ pytestmark = pytest.mark.long  # some forty functions are compiled
 
 SQRT3 = 3**0.5
 
+# where tanh(x) = exp(x) - 1.3, by bisection
+KINKS_OF_TANH = [brentq(lambda x: np.tanh(x) - np.exp(x) + 1.3, *ends) for ends in ((-9, 0), (0, 2))]
+
 # name: (function, its kinks or jumps)
 
 TABLE = {
@@ -53,6 +56,14 @@ TABLE = {
     "log1p of square": (lambda x: jnp.log1p(x**2), []),
     "soft sign": (nn.soft_sign, [0]),
     "squareplus": (nn.squareplus, []),
+    "sparse sigmoid": (nn.sparse_sigmoid, [-1, 1]),
+    "sparse plus": (nn.sparse_plus, [-1, 1]),
+    "hard tanh": (nn.hard_tanh, [-1, 1]),
+    "clip": (lambda x: jnp.clip(x, -0.5, 0.8), [-0.5, 0.8]),
+    "minimum": (lambda x: jnp.minimum(x, 0.3), [0.3]),
+    "logaddexp": (lambda x: jnp.logaddexp(x, 0.3), [0.3]),
+    "arctan": (jnp.arctan, []),
+    "kink of a nonlinear function": (lambda x: jnp.maximum(jnp.tanh(x), jnp.exp(x) - 1.3), KINKS_OF_TANH),
 }
 JUMPS = {
     "sign": (jnp.sign, [0]),

@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
+from functools import cached_property
 from typing import Any
 
 import jax
 import numpy as np
 
 from anywidth import _compat
+from anywidth.expect.breaks import continuous, union
 from anywidth.expect.closed import ErfPower, ExpPower, GaussPower, Power, TrigPower, evaluate
 from anywidth.expr import Expr
 
@@ -33,13 +35,21 @@ IDENTITY = Power(1, 1.0, -1.0)
 
 @dataclass(frozen=True, eq=False)
 class Generic:
-    """f(u, *coefs) with kinks or jumps at `breaks`; `core` is its innermost affine argument."""
+    """f(u, *coefs) with kinks at `breaks`, or if `jumps` perhaps jumps.
+
+    `degree`: of the polynomials that it consists of between them, if it does.
+    """
 
     function: Callable[..., Any]
     coefs: tuple[Any, ...]
     breaks: tuple[Any, ...] = ()
-    core: tuple[Any, Any] | None = None
+    degree: int | None = None
     jumps: bool = False
+
+    @cached_property
+    def discontinuous(self) -> bool:
+        """May have jumps, as far as its values tell."""
+        return self.jumps and not continuous(self.function, self.coefs, self.breaks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +132,19 @@ def jumps(atom: Any) -> bool:
     )
 
 
-def discontinuous(atom: Any) -> bool:
-    """May have jumps."""
+def may_jump(atom: Any) -> bool:
+    """May have jumps, as its expression tells."""
     return atom.jumps if isinstance(atom, Generic) else jumps(atom)
+
+
+def discontinuous(atom: Any) -> bool:
+    """May have jumps, as its values tell."""
+    return atom.discontinuous if isinstance(atom, Generic) else jumps(atom)
+
+
+def degree_of(atom: Any) -> int | None:
+    """The degree of the polynomials of which an atom consists, if it does."""
+    return atom.degree if isinstance(atom, Generic) else atom.k if isinstance(atom, Power) else None
 
 
 def atom_key(atom: Any) -> Hashable:
@@ -168,9 +188,10 @@ def atom_product(f: Any, g: Any) -> tuple[Any, Any]:
 def _generic_product(f: Any, g: Any) -> Generic:
     (ff, fc, fb), (gf, gc, gb) = as_function(f), as_function(g)
     m = len(fc)
-    return Generic(
-        lambda u, *c: ff(u, *c[:m]) * gf(u, *c[m:]), fc + gc, fb + gb, None, discontinuous(f) or discontinuous(g)
-    )
+    degrees = degree_of(f), degree_of(g)
+    degree = None if None in degrees else sum(degrees)  # type: ignore[arg-type]
+    product = lambda u, *c: ff(u, *c[:m]) * gf(u, *c[m:])
+    return Generic(product, fc + gc, union(fb, gb), degree, may_jump(f) or may_jump(g))
 
 
 def factors_product(f: tuple[Any, ...], g: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:

@@ -26,18 +26,25 @@ from anywidth.expect.atoms import (
     SeveralGaussians,
     as_function,
     constant,
-    discontinuous,
+    degree_of,
     factors_product,
     is_number,
     known,
+    may_jump,
     merged,
     norm_product,
     times,
     vanishes,
 )
+from anywidth.expect.breaks import TooMany, roots, union
 from anywidth.expect.closed import Power
 from anywidth.expect.functions import HOMOGENEOUS, KNOWN, difference, step
-from anywidth.expr import COMPARE, JUMPS, KINKED, Expr, bind
+from anywidth.expr import COMPARE, Expr, bind
+
+STEPS = {"sign", *COMPARE}
+KINKED = {"max", "min", "abs", "relu", *STEPS}  # at the roots of their argument, or of the difference of both
+SINGULAR = {"sqrt", "rsqrt", "cbrt", "log", "pow"}
+ENDLESS = {"floor", "ceil", "round", "rem", "nextafter"}
 
 FEW = 8  # products of sums of no more terms than this are multiplied out as they are
 MANY = 64
@@ -85,10 +92,10 @@ class Normaliser:
                 out = self.add(out, [m])
         return out
 
-    def gathered(self, x: Form) -> Form:
+    def gathered(self, x: Form, closed: bool = False) -> Form:
         """The same function with all terms in one and the same Gaussian as one atom, and the constants with them.
 
-        1 - sigmoid(u) is one function: products of sums do not swell.
+        1 - sigmoid(u) is one function: products of sums do not swell. `closed`: sums of closed forms are left alone.
         """
         groups: dict[int, Form] = {}
         rest: Form = []
@@ -97,6 +104,10 @@ class Normaliser:
                 groups.setdefault(m.factors[0][0], []).append(m)
             else:
                 rest.append(m)
+        if closed:
+            for i, terms in list(groups.items()):
+                if not any(isinstance(m.factors[0][1], Generic) for m in terms):
+                    rest += groups.pop(i)
         constants = [m for m in rest if m.constant]
         if len(groups) == 1 and constants:
             rest = [m for m in rest if not m.constant]
@@ -120,7 +131,7 @@ class Normaliser:
         """The normal form of an expression."""
         if e not in self.memo:
             try:
-                self.memo[e] = self._form(e)
+                self.memo[e] = self.gathered(self._form(e), closed=True)
             except SeveralGaussians:
                 self.memo[e] = [Mono(1.0, (), None, (Joint(e),))]
         return self.memo[e]
@@ -172,6 +183,11 @@ class Normaliser:
         if head in ("eq", "ne") and not self.add(x, y, -1.0):
             return [Mono(1.0, ())] if head == "eq" else []
         if head == "select_n" and len(args) == 3:
+            if any(m.univariate and isinstance(a, Generic) for f in args for m in f for _, a in m.factors):
+                try:
+                    return self.generic(e, args)
+                except SeveralGaussians:
+                    pass
             p, if_false, if_true = args
             return self.add(if_false, self.mul(p, self.add(if_true, if_false, -1.0)))
         if head == "not":
@@ -276,6 +292,8 @@ class Normaliser:
         variables = {i for a0, _ in parts for m in a0 for i, _ in m.factors}
         if len(variables) != 1 or variables & self.opaque or any(m.norm or m.joints for a in args for m in a):
             raise SeveralGaussians
+        if e[0] in ENDLESS:
+            raise SeveralGaussians  # jumps without number
         (i,) = variables
         inner = [self.univariate(a0) for a0, _ in parts]
         counts = np.cumsum([0] + [len(g.coefs) for g in inner])
@@ -289,16 +307,18 @@ class Normaliser:
             return value.astype(u.dtype) if value.dtype == jnp.bool_ else value  # a number, with derivative zero
 
         coefs = tuple(c for g in inner for c in g.coefs)
-        breaks = [b for g in inner for b in g.breaks]
-        core = None
-        if head in KINKED or head == "relu":
-            cores = [g.core for g in inner if g.core is not None]
-            constants = [constant(a0) for a0, _ in parts if all(not m.factors for m in a0)] or [0.0]
-            if cores:
-                core = cores[0]
-                breaks += [(c - core[1]) / core[0] for c in constants if np.ndim(c) or not known(c) or math.isfinite(c)]
-        jumping = head in JUMPS or any(g.jumps for g in inner)
-        out = [Mono(1.0, ((i, Generic(function, coefs, tuple(breaks), core, jumping)),))]
+        breaks = union(*(g.breaks for g in inner))
+        degree = None
+        if head in KINKED:
+            degree = 0 if head in STEPS else inner[0].degree  # relu, abs
+            breaks = union(breaks, self.roots(inner))
+        elif head in SINGULAR and (head == "cbrt" or inner[0].degree is not None):
+            breaks = union(breaks, self.roots(inner[:1]))
+        elif head == "select_n":
+            degrees = [g.degree for g in inner[1:]]
+            degree = None if None in degrees else max(degrees)  # type: ignore[type-var]
+        jumping = head in STEPS or any(g.jumps for g in inner)
+        out = [Mono(1.0, ((i, Generic(function, coefs, breaks, degree, jumping)),))]
         for k, (_, a1) in enumerate(parts):
             if a1:
 
@@ -309,13 +329,22 @@ class Normaliser:
                         (values[k],), (jnp.ones_like(values[k]),),
                     )[1]  # fmt: skip
 
-                out = self.add(
-                    out,
-                    self.mul(
-                        [Mono(1.0, ((i, Generic(slope, coefs, tuple(breaks), None, head in KINKED or jumping)),))], a1
-                    ),
-                )
+                kinked = head in KINKED or jumping
+                out = self.add(out, self.mul([Mono(1.0, ((i, Generic(slope, coefs, breaks, None, kinked)),))], a1))
         return out
+
+    def roots(self, operands: Sequence[Generic]) -> tuple[Any, ...]:
+        """Where a function of one Gaussian is zero, or equal to another one."""
+        f = operands[0]
+        if len(operands) == 2:
+            g, m = operands[1], len(f.coefs)
+            degree = None if f.degree is None or g.degree is None else max(f.degree, g.degree)
+            difference = lambda u, *c, f=f: f.function(u, *c[:m]) - g.function(u, *c[m:])
+            f = Generic(difference, f.coefs + g.coefs, union(f.breaks, g.breaks), degree)
+        try:
+            return roots(f.function, f.coefs, f.breaks, f.degree)
+        except TooMany:
+            raise SeveralGaussians from None  # to be sampled
 
     def univariate(self, x: Form) -> Generic:
         """A form of one Gaussian as one function."""
@@ -338,21 +367,7 @@ class Normaliser:
                 total = term if total is None else total + term
             return jnp.zeros_like(u) if total is None else total
 
-        core = None
-        linear = [m for m in x if m.factors]
-        if len(linear) == 1:
-            atom = linear[0].factors[0][1]
-            offsets = [m.coef for m in x if not m.factors]
-            if atom is IDENTITY:
-                core = (linear[0].coef, constant([m for m in x if not m.factors]) if offsets else 0.0)
-            elif isinstance(atom, Power) and atom.k == 1:  # the side of a rectified linear function that is not zero
-                side = atom.minus if is_number(atom.plus, 0.0) else atom.plus
-                sign = -1.0 if is_number(atom.plus, 0.0) else 1.0
-                core = (times(linear[0].coef, times(sign, side)), constant([m for m in x if not m.factors]))
-            elif isinstance(atom, Generic) and not offsets and is_number(linear[0].coef, 1.0):
-                core = atom.core
-            elif isinstance(atom, Generic) and atom.core is not None:
-                shift = constant([m for m in x if not m.factors]) if offsets else 0.0
-                core = (linear[0].coef * atom.core[0], linear[0].coef * atom.core[1] + shift)
-        jumping = any(discontinuous(m.factors[0][1]) for m in x if m.factors)
-        return Generic(function, tuple(coefs), tuple(breaks), core, jumping)
+        atoms = [m.factors[0][1] for m in x if m.factors]
+        degrees = [degree_of(a) for a in atoms]
+        degree = None if None in degrees else max(degrees, default=0)  # type: ignore[type-var]
+        return Generic(function, tuple(coefs), union(breaks), degree, any(may_jump(a) for a in atoms))
