@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax, nn
+from scipy.optimize import brentq
 
 import anywidth as aw
 from anywidth import Network, Normal
@@ -13,8 +14,8 @@ pytestmark = pytest.mark.long  # some forty functions are compiled
 
 SQRT3 = 3**0.5
 
-# where tanh(x) = exp(x) - 1.3, by bisection
-KINKS_OF_TANH = [brentq(lambda x: np.tanh(x) - np.exp(x) + 1.3, *ends) for ends in ((-9, 0), (0, 2))]
+# where tanh(x) = x / 2 + 0.1
+CROSSINGS = [brentq(lambda x: np.tanh(x) - x / 2 - 0.1, *ends) for ends in ((-3, -1), (0, 1), (1, 3))]
 
 # name: (function, its kinks or jumps)
 
@@ -63,7 +64,7 @@ TABLE = {
     "minimum": (lambda x: jnp.minimum(x, 0.3), [0.3]),
     "logaddexp": (lambda x: jnp.logaddexp(x, 0.3), [0.3]),
     "arctan": (jnp.arctan, []),
-    "kink of a nonlinear function": (lambda x: jnp.maximum(jnp.tanh(x), jnp.exp(x) - 1.3), KINKS_OF_TANH),
+    "kink of a nonlinear function": (lambda x: jnp.maximum(jnp.tanh(x), x / 2 + 0.1), CROSSINGS),
 }
 JUMPS = {
     "sign": (jnp.sign, [0]),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from anywidth.expect import closed, quadrature
+from anywidth.expect.breaks import continuous, roots
 from anywidth.expect.closed import ErfPower, GaussPower, Power
 
 RHOS = np.array([-1.0, -1 + 1e-9, -0.9, 0.0, 0.5, 0.999, 1 - 1e-10, 1.0])
@@ -164,3 +165,31 @@ def test_low_precision(dtype):
     got = quadrature.pair(jnp.tanh, (), jnp.tanh, (), q[:, None], q, jnp.full((2, 2), 0.5, dtype))
     high = quadrature.pair(jnp.tanh, (), jnp.tanh, (), np.float64(q)[:, None], np.float64(q), 0.5)
     assert got.dtype == dtype and np.allclose(got.astype(float), high, rtol=2e-6 if dtype == jnp.float32 else 1e-2)
+
+
+def _selected(u):
+    return jnp.where(u <= -1, 0.0, jnp.where(u >= 1, u, (u + 1) ** 2 / 4))
+
+
+@pytest.mark.parametrize(
+    ("f", "breaks", "degree", "expected"),
+    [
+        (lambda u: 2 - jnp.maximum(u + 1, 0), (-1.0,), 1, [1.0]),
+        (lambda u: jnp.clip(u, -1, 1) - 0.3, (-1.0, 1.0), 1, [0.3]),
+        (lambda u: 3 * u**2 - 0.75, (), 2, [-0.5, 0.5]),
+        (lambda u: u**2 + 1, (), 2, []),
+        (lambda u: _selected(u) - 0.25, (-1.0, 1.0), 2, [0.0]),
+        (lambda u: jnp.tanh(u) - u / 2, (), None, [-1.9150080481545, 0.0, 1.9150080481545]),
+    ],
+)
+def test_kinks_are_found(f, breaks, degree, expected):
+    np.testing.assert_allclose(sorted(roots(f, (), breaks, degree)), expected, atol=1e-12)
+    traced = jax.jit(lambda a, *b: [x + a for x in roots(lambda u, a: f(u - a), (a,), tuple(x + a for x in b), degree)])
+    found = np.asarray(traced(0.7, *breaks)) - 1.4 if degree != 0 else []
+    assert all(np.min(np.abs(found - x)) < 1e-11 for x in expected)  # others are out of the way
+
+
+def test_continuity_is_seen():
+    assert continuous(_selected, (), (-1.0, 1.0))
+    assert continuous(jax.nn.elu, (), (0.0,))
+    assert not continuous(lambda u: jnp.where(u > 0.3, u, u - 1e-3), (), (0.3,))

@@ -11,8 +11,9 @@ Functions are given as f(u, *coefs) that broadcasts. Kinks are numbers where the
 
 >>> import jax.numpy as jnp
 >>> relu = lambda u: jnp.maximum(u + 1, 0)
->>> roots(lambda u: 2 - relu(u), (), (-1.0,), 1)    # the second kink of min(max(u + 1, 0), 2)
-(1.0,)
+>>> second, = roots(lambda u: 2 - relu(u), (), (-1.0,), 1)    # of min(max(u + 1, 0), 2)
+>>> round(second, 5)
+1.0
 """
 
 from __future__ import annotations
@@ -40,14 +41,20 @@ class TooMany(Exception):
 
 
 def _number(x: Any) -> bool:
-    return not _compat.is_tracer(x) and np.ndim(x) == 0
+    return not _compat.is_tracer(x) and np.size(x) == 1
+
+
+def _with(f: Function, coefs: Sequence[Any]) -> Function:
+    """f of the variable alone, its coefficients being numbers."""
+    numbers = [float(np.reshape(c, ())) for c in coefs]
+    return lambda u: f(u, *(jnp.asarray(x, u.dtype) for x in numbers))
 
 
 def union(*groups: Iterable[Any]) -> tuple[Any, ...]:
     """All kinks once."""
     out: list[Any] = []
     for x in (x for group in groups for x in group):
-        x = float(x) if _number(x) else x
+        x = float(np.reshape(x, ())) if _number(x) else x
         if isinstance(x, float):
             same = any(isinstance(y, float) and abs(x - y) <= 1e-12 * max(1.0, abs(x)) for y in out)
         else:
@@ -66,9 +73,9 @@ def roots(f: Function, coefs: Sequence[Any], breaks: Sequence[Any], degree: int 
     """
     if degree == 0:
         return ()
-    if not coefs and all(_number(b) for b in breaks):
-        known = sorted(float(b) for b in breaks)
-        values = lambda u: _values(f, u)
+    if all(_number(x) for x in (*coefs, *breaks)):
+        known = sorted(union(breaks))
+        values = lambda u: _values(_with(f, coefs), u)
         found = _scanned(values) if degree is None or degree > 2 else _by_values(np, values, known)
         return tuple(x for x in union(known, found) if x not in known)
     coefs = [lax.stop_gradient(jnp.asarray(c)) for c in coefs]
@@ -177,14 +184,14 @@ def _scanned_array(values: Function, shape: tuple[int, ...], dtype: Any) -> list
 
 def continuous(f: Function, coefs: Sequence[Any], breaks: Sequence[Any]) -> bool:
     """Whether f, which may jump at the breaks only, is seen to jump at none of them. False where that is not known."""
-    if coefs or not all(_number(b) for b in breaks):
+    if not all(_number(x) for x in (*coefs, *breaks)):
         return False
-    b = np.asarray([float(x) for x in breaks])
+    b = np.asarray(union(breaks))
     if not len(b):
         return True
     eps = float(np.finfo(np.dtype(jnp.result_type(float))).eps)
     step = eps**0.4 * (1 + abs(b))
-    near = [_values(f, b + sign * h) for h in (step, step / 16) for sign in (1, -1)]
+    near = [_values(_with(f, coefs), b + sign * h) for h in (step, step / 16) for sign in (1, -1)]
     if not all(np.isfinite(x).all() for x in near):
         return False
     wide, narrow = abs(near[0] - near[1]), abs(near[2] - near[3])

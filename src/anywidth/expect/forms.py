@@ -7,7 +7,6 @@ first order in it, which is exact for the NNGP and for the NTK.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

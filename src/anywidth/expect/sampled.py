@@ -23,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NeedsUnroll, UnsupportedError
+from anywidth.expect.atoms import discontinuous
+from anywidth.expect.forms import Normaliser
 from anywidth.expect.layout import Layout, covariance, layouts
 from anywidth.expect.numerics import is_zero
 from anywidth.expect.roots import root
 from anywidth.expect.sampler import Sampler, average, chunk_of
-from anywidth.expr import JUMPS, KINKED, LEAVES, evaluated
+from anywidth.expr import JUMPS, KINKED, LEAVES, evaluated, variables
 from anywidth.kets import Const, Contract, Node, Pointwise, Sum, View
 
 # --- evaluation on samples --------------------------------------------------------------------------------
@@ -68,7 +70,7 @@ class Side:
                 self._array(c)
             for a in x.args:
                 self._read(a, seen)
-            self._primitives(x.expr, set())
+            self._primitives(x.expr, x.coefs, set())
         else:
             raise NeedsUnroll("a loop's carry that is not Gaussian goes into a function of several Gaussians")
 
@@ -82,13 +84,20 @@ class Side:
         if isinstance(a, jax.Array) and not any(a is b for b in self.arrays):
             self.arrays.append(a)
 
-    def _primitives(self, e: Any, seen: set[int]) -> None:
+    def _primitives(self, e: Any, coefs: Any, seen: set[int]) -> None:
         if e[0] in LEAVES or id(e) in seen:
             return
         seen.add(id(e))
-        self.primitives.add(e[1][1] if e[0] == "call" else e[0])
-        for a in e[2:]:
-            self._primitives(a, seen)
+        below = e[2:]
+        if e[0] == "call":
+            self.primitives.add(e[1][1])
+        elif e[0] == "select_n" and not _jumps(e, coefs):
+            self.primitives.add("kink")
+            below = e[3:]  # where the choice changes, nothing jumps
+        else:
+            self.primitives.add(e[0])
+        for a in below:
+            self._primitives(a, coefs, seen)
 
     def value(self, samples: dict[Node, Any], arrays: list[Any], dtype: Any, detach: bool) -> Any:
         """The node at samples of its bases (N, *their axes): an array (N, *its axes).
@@ -133,6 +142,14 @@ class Side:
             return of(t) if c is None else array(c) * of(t)
 
         return jnp.asarray(of(self.node), dtype)
+
+
+def _jumps(e: Any, coefs: Any) -> bool:
+    """Whether a function may jump: not one of a single argument that is seen to be continuous."""
+    if len(variables(e)) != 1:
+        return True
+    form = Normaliser(coefs, frozenset(), frozenset()).form(e)
+    return any(m.joints or any(discontinuous(a) for _, a in m.factors) for m in form)
 
 
 # --- the expectation -----------------------------------------------------------------------------------------
