@@ -85,7 +85,7 @@ def roots(f: Function, coefs: Sequence[Any], breaks: Sequence[Any], degree: int 
     values = lambda u: f(u, *coefs)
     if degree is None or degree > 2:
         return tuple(_scanned_array(values, shape, dtype))
-    knots = jnp.sort(jnp.stack([jnp.broadcast_to(b, shape).astype(dtype) for b in breaks]), 0) if breaks else []
+    knots: Any = jnp.sort(jnp.stack([jnp.broadcast_to(b, shape).astype(dtype) for b in breaks]), 0) if breaks else []
     return tuple(_by_values(jnp, values, knots, shape, dtype))
 
 
