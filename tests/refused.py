@@ -640,9 +640,73 @@ def inputs_of_different_structures():
     return _plain()
 
 
-@refused("input", "Normal", "W")
+@refused("input", "array of shape (4, 4)", "Normal", "W")
 def init_with_an_array():
     def init(n):
         return {"U": Normal((n, 3)), "W": np.zeros((4, 4)), "v": Normal((n,))}
 
     return init, _plain()[1]
+
+
+@refused("input", "cat", "numbers", x={"x": vx, "name": "cat"}, y={"x": vy, "name": "dog"})
+def a_string_in_the_input():
+    return _mlp, lambda p, x: _plain()[1](p, x["x"])
+
+
+# ---- Slips of the pen ---------------------------------------------------------------------------------------
+
+
+@refused("input", "one example", "aw.gram", x=gaussian(8, 10, 3), y=gaussian(9, 10, 3))
+def data_set_for_an_example():
+    def apply(p, x):
+        h = jax.nn.relu(p["U"] @ x)  # <- guilty
+        return p["v"] @ h / jnp.sqrt(h.size)
+
+    return _mlp, apply
+
+
+@refused("input", "lax.cond")
+def branch_on_a_value():
+    def apply(p, x):
+        h = jax.nn.relu(p["U"] @ x)
+        if h.mean() > 0:  # <- guilty
+            h = 2 * h
+        return p["v"] @ h / jnp.sqrt(h.size)
+
+    return _mlp, apply
+
+
+@refused("input", "jnp for numpy")
+def numpy_on_a_parameter():
+    def apply(p, x):
+        h = np.maximum(np.asarray(p["U"]) @ x, 0)  # <- guilty
+        return p["v"] @ h / jnp.sqrt(h.size)
+
+    return _mlp, apply
+
+
+@refused("input", "None", "return")
+def return_forgotten():
+    def apply(p, x):
+        p["v"] @ jax.nn.relu(p["U"] @ x)
+
+    return _mlp, apply
+
+
+@refused("limit", "axis that grows with n")
+def width_written_as_a_number():
+    def init(n):
+        return {"U": Normal((128, 3)), "v": Normal((128,))}
+
+    return init, lambda p, x: p["v"] @ jax.nn.relu(p["U"] @ x) / math.sqrt(128)
+
+
+@refused("limit", "multiplied by another random number")
+def readout_times_a_trained_number():
+    def init(n):
+        return {"U": Normal((n, 3)), "v": Normal((n,)), "g": Normal(())}
+
+    def apply(p, x):
+        return p["g"] * (p["v"] @ jax.nn.relu(p["U"] @ x) / jnp.sqrt(p["v"].size))  # <- guilty
+
+    return init, apply

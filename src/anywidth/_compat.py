@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -47,14 +48,25 @@ def is_key(x: Any) -> bool:
 
 def user_line(eqn: Any) -> str | None:
     """`file:line (function)` of the innermost frame of the user's own code, if there is one."""
-    traceback = getattr(eqn.source_info, "traceback", None)
-    for frame in getattr(traceback, "frames", ()) or ():
-        name = frame.file_name
-        inside = name.startswith(_HERE + os.sep) and not name.startswith(_ZOO)
-        if inside or name.startswith(_JAX_DIR) or name.startswith("<frozen"):
-            continue
-        return f"{name}:{frame.line_num} ({frame.function_name})"
+    frames = getattr(getattr(eqn.source_info, "traceback", None), "frames", None)
+    for frame in frames or ():
+        if _is_users(frame.file_name):
+            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return None
+
+
+def failing_line(error: BaseException) -> str | None:
+    """`file:line (function)` of the innermost frame of the user's own code that an error came from, if there is one."""
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if _is_users(frame.f_code.co_filename):
+            found = f"{frame.f_code.co_filename}:{line} ({frame.f_code.co_qualname})"
+    return found
+
+
+def _is_users(file: str) -> bool:
+    inside = file.startswith(_HERE + os.sep) and not file.startswith(_ZOO)
+    return not (inside or file.startswith((_JAX_DIR, "<frozen")))
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:

@@ -242,6 +242,12 @@ class Interpreter:
                     "a random scalar shared by all channels (a readout, or a trained number) enters a function of a "
                     "hidden layer: the limit stays random. Give each channel a number of its own, of shape (n,)"
                 )
+            if name in ("mul", "div"):
+                raise NoLimitError(
+                    "a readout (a sum over the width) or a parameter with no axis of size n is multiplied by another "
+                    "random number: the output is then no Gaussian process. A gain that is not random belongs in "
+                    "apply as an ordinary number; products of channels come before the readout"
+                )
             raise NoLimitError(
                 "a nonlinear function is applied to a readout (a sum over the width): the output is then no Gaussian "
                 "process. Return the readout itself"

@@ -189,8 +189,11 @@ def _checked(x: Any, name: str) -> Any:
             raise InputError(f"the example {where} is a random key: a network at initialisation draws nothing in apply")
         if not _compat.is_tracer(a):
             values = np.asarray(a)
-            if values.dtype == object:
-                raise InputError(f"the example {where} is not an array of numbers")
+            if values.dtype.kind not in "biufcV":
+                raise InputError(
+                    f"the example {where} is not an array of numbers but {a!r:.60}: encode it as numbers, and leave out "
+                    "of the example what apply does not need"
+                )
             if values.dtype.kind in "fc" and not np.isfinite(values).all():
                 bad = "NaN" if np.isnan(values).any() else "infinite"
                 raise InputError(f"the example {where} has {bad} entries; remove or impute them first")

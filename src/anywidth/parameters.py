@@ -63,10 +63,16 @@ def read_parameters(
     for leaves, _ in drawn:
         for path, leaf in leaves:
             if not isinstance(leaf, Normal):
+                what = f"an array of shape {leaf.shape}" if hasattr(leaf, "shape") else repr(leaf)
                 raise TypeError(
-                    f"init(n){jax.tree_util.keystr(path)} is a {type(leaf).__name__}; every leaf must be a "
-                    "Normal(shape, var, mean). A number that is not random belongs in apply"
+                    f"init(n){jax.tree_util.keystr(path)} is {what}; every leaf must be a Normal(shape, var, mean), "
+                    "which says how a parameter is drawn and draws nothing. A number that is not random belongs in apply"
                 )
+    if drawn[0][0] and all(a.shape == b.shape for (_, a), (_, b) in zip(drawn[0][0], drawn[1][0], strict=True)):
+        raise NoLimitError(
+            "no parameter of init(n) has an axis that grows with n: there is no width to take to infinity. Give the "
+            "hidden layers the size n, as in Normal((n, 3)), in place of a fixed number"
+        )
     rates = rates_of(net, lr)
     groups = [
         (group[0][0], [leaf for _, leaf in group]) for group in zip(*(leaves for leaves, _ in drawn), strict=True)
@@ -151,13 +157,28 @@ def read_program(net: Network, parameters: Parameters, example: Any, dtype: Any)
     shapes = dict(zip(WIDTHS, parameters.shapes, strict=True))
     spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), example)
     try:
-        return trace(lambda n: lambda p, e: net.apply(p, e), lambda n: (shapes[n], spec))
+        program, tree = trace(lambda n: lambda p, e: net.apply(p, e), lambda n: (shapes[n], spec))
     except (TypeError, ValueError) as e:
         if isinstance(e, NoLimitError):
             raise
-        raise InputError(
-            f"apply(params, x) fails on an example of shape {jax.tree.map(lambda a: tuple(a.shape), example)}: {e}"
-        ) from e
+        raise InputError(_failed(e, example)) from e
+    if not program.outputs:
+        raise InputError(f"apply(params, x) returns no array but {tree.unflatten([])!r}: is its `return` missing?")
+    return program, tree
+
+
+def _failed(error: Exception, example: Any) -> str:
+    """What the user's own code raised while it was traced, with its line."""
+    shape = jax.tree.map(lambda a: tuple(a.shape), example)
+    if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
+        why = (
+            "it needs the value of an array, and the network is read without values, as under jax.jit: write jnp for "
+            "numpy, jnp.where or jax.lax.cond for an `if` on a value"
+        )
+    else:
+        why = f"{error} (x is one example; a data set goes to aw.gram)"
+    line = _compat.failing_line(error)
+    return f"apply(params, x) fails on an example of shape {shape}: {why}." + (f"\n  at {line}" if line else "")
 
 
 def run(it: Interpreter, program: Program, parameters: Parameters, example: Any) -> list[Value]:

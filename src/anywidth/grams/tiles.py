@@ -22,6 +22,7 @@ from anywidth.grams.progress import Meter, bar
 from anywidth.grams.store import Header, create, read_header
 from anywidth.kernels import Errors, Kernels
 from anywidth.memory import free_memory, parse_bytes, readable
+from anywidth.network import Network
 
 __all__ = ["gram"]
 
@@ -75,6 +76,11 @@ def gram(
         OSError: if the disk is full or the store cannot be written to.
         KeyboardInterrupt: on Ctrl-C; with a store, what was computed is kept.
     """
+    if not callable(kernel):
+        what = "a Network: write gram(ntk(net), X)" if isinstance(kernel, Network) else f"a {type(kernel).__name__}"
+        raise TypeError(
+            f"gram takes a kernel, a function of a pair of examples such as ntk(net), not {what}"
+        )
     xs = dataset(X)
     ys = xs if Y is None else dataset(Y, "Y", like=xs)
     symmetric = Y is None

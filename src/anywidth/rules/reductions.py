@@ -80,7 +80,10 @@ def reduce_max(it: Interpreter, x: Value, axes: Sequence[int], **params: Any) ->
         val = evaluated(lambda v: it.eqn.primitive.bind(v, **it.eqn.raw), x.val)  # type: ignore[union-attr]
         return Det(val, x.power if name in ("reduce_max", "reduce_min") else Fraction(0), keep, zero=x.zero)
     if any(is_wide(x.shape[a]) for a in axes):
-        raise UnsupportedError(f"'{name}' over the width: the extreme of n numbers has no limit of this kind")
+        raise UnsupportedError(
+            f"'{name}' over the width: the extreme of n numbers has no limit of this kind. Averages over the width "
+            "(a mean, a layer norm) have one, and so do extremes over positions or heads: is the axis the right one?"
+        )
     if name not in ("reduce_max", "reduce_min"):
         raise UnsupportedError(f"'{name}' over an axis of random vectors has no rule: its values are whole numbers")
     # the entries along the axes, two at a time
