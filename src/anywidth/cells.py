@@ -137,7 +137,7 @@ class Cell:
             elif isinstance(e, Index):
                 if not isinstance(e.array, np.ndarray):
                     return None
-                entries.append(g.index(g.viewed(e.array, expand(rank, 2))))
+                entries.append(g.index(g.viewed(e.array, expand(rank, 2), aligned=True)))
             else:
                 entries.append(e)
         return g.view(x.operand, ViewMap(rank + 2, tuple(entries)))

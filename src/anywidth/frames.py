@@ -118,7 +118,7 @@ class Frame:
             elif isinstance(e, Index):
                 if not isinstance(e.array, np.ndarray):
                     return None
-                entries.append(g.index(g.viewed(e.array, shift)))
+                entries.append(g.index(g.viewed(e.array, shift, aligned=True)))
             else:
                 entries.append(e + 1)
         return g.view(x.operand, ViewMap(rank + 1, tuple(entries)))

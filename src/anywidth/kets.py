@@ -267,7 +267,7 @@ class Graph:
             first = self._index(np.zeros((1,) * view.rank, np.int64))
             own = [e if n > 1 else first for n, e in zip(np.shape(entry.array), view.entries, strict=True)]
             view = ViewMap(view.rank, tuple(own))
-            return self._index(self.viewed(entry.array, view, -1), entry.fills or view.fills)
+            return self._index(self.viewed(entry.array, view, -1, aligned=True), entry.fills or view.fills)
         return entry
 
     def _index(self, array: Array, fills: bool = False) -> Index:
@@ -361,7 +361,7 @@ class Graph:
         """The view with `extra` trailing axes that it leaves alone."""
         more = expand(view.rank, extra)
         entries = tuple(
-            self._index(self.viewed(e.array, more), e.fills) if isinstance(e, Index) else e for e in view.entries
+            self._index(self.viewed(e.array, more, aligned=True), e.fills) if isinstance(e, Index) else e for e in view.entries
         )
         return ViewMap(view.rank + extra, entries + tuple(range(view.rank, view.rank + extra)))
 

@@ -94,7 +94,8 @@ class Lift:
                 if isinstance(e, Dyn):
                     entries.append(0 if e is self.dyn else e)
                 elif isinstance(e, Index):
-                    entries.append(g.index(self.array(e.array, rank)))
+                    static = np.ndim(e.array) == 0 and _static(e.array)
+                    entries.append(g.index(e.array.reshape(1) if static else self.array(e.array, rank)))
                 else:
                     entries.append(e + 1)
             return g.view(self(x) if x.local else x, ViewMap(rank + 1, tuple(entries)))
