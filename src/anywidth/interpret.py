@@ -11,7 +11,7 @@ user's line.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -147,9 +147,12 @@ class Interpreter:
 
     def aligned(self, values: Sequence[Value]) -> tuple[list[Any], list[list[Size]]]:
         """Operands of one shape over common finite axes: nodes for kets, arrays for deterministic ones."""
+        # a scalar goes with any shape: to JAX's elementwise primitives too
+        rank = max((len(x.layout) for x in values if isinstance(x, Ket | Mat)), default=0)
+        values = [replace(x, layout=((),) * rank) if isinstance(x, Ket) and not x.layout else x for x in values]
         laid = [x.layout for x in values if isinstance(x, Ket | Mat)]
         dets = [x for x in values if isinstance(x, Det) and x.shape]
-        rank = len(laid[0]) if laid else len(dets[0].shape)
+        rank = rank if laid else len(dets[0].shape)
         shapes = [tuple((_Size(s),) if s != 1 else () for s in x.shape) for x in dets]
         sizes = common_sizes([*laid, *shapes], rank)
         out: list[Any] = []
