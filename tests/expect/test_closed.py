@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-import oracle
+import moments_oracle as oracle
 from anywidth.expect.closed import (
     ErfPower,
     ExpPower,
