@@ -14,7 +14,7 @@ SIZE ?=
 help:
 	@echo "make test      run the tests"
 	@echo "make quick     run the tests that are not slow"
-	@echo "make long      run the tests that take minutes"
+	@echo "make long      run the tests that make test leaves out"
 	@echo "make figure1   draw Figure 1 of Tensor Programs II (SIZE='--max-width 8192 --seeds 100' for the full one)"
 	@echo "make figure3   draw Figure 3 of Tensor Programs I (SIZE as for figure1)"
 	@echo "make bench     run the benchmarks"
