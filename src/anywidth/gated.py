@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.cells import base, pure, read, timed
+from anywidth.expect import methods
 from anywidth.frames import Loop
 from anywidth.inner import ZERO, Gram, add, scaled
 from anywidth.kets import Carry, Const, Contract, Graph, Node, Pointwise, Product, Sum, View
@@ -119,6 +120,8 @@ def answer(gram: Gram, a: Node, b: Node, eps: bool) -> Any:
     if one is None or two is None:
         return None if one is two else _decomposed(gram, *((b, a) if two is None else (a, b)), eps)
     entries = (*one.entries, *two.entries)
+    if eps:
+        methods.between(g, {one.node, two.node, *one.loop.lifted, *two.loop.lifted}, methods.PATHS)
     if one.loop is two.loop:
         only = path(gram, one.loop)
         return read(moments(gram, only, only, one.node, two.node), entries, a.rank)

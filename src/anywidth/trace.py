@@ -13,8 +13,9 @@ Dim(a=Fraction(1, 4), b=Fraction(1, 1))
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -130,6 +131,7 @@ class Eqn:
     params: dict[str, Any]
     raw: dict[str, Any]  # the parameters at the first width
     line: str  # of the user's code
+    place: int  # its number in the whole program: the same whenever the same code is traced
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,10 +157,10 @@ def trace(function: Callable[[int], Callable[..., Any]], arguments: Callable[[in
         trees.append(jax.tree.structure(out))
     if trees[0] != trees[1] or trees[0] != trees[2]:
         raise NoLimitError("the structure of the network's output depends on its width")
-    return _lined_up(jaxprs), trees[0]
+    return _lined_up(jaxprs, itertools.count()), trees[0]
 
 
-def _lined_up(closed: Sequence[Any], called_at: str | None = None) -> Program:
+def _lined_up(closed: Sequence[Any], places: Iterator[int], called_at: str | None = None) -> Program:
     opened = [_compat.open_jaxpr(j) for j in closed]
     jaxprs = [j for j, _ in opened]
     env: dict[Any, Var | Const] = {}
@@ -238,8 +240,9 @@ def _lined_up(closed: Sequence[Any], called_at: str | None = None) -> Program:
             raise differs(f"the operations differ ({names})")
         operands = tuple(read(vs) for vs in zip(*(e.invars for e in eqn_group), strict=True))
         outputs = tuple(bind(vs) for vs in zip(*(e.outvars for e in eqn_group), strict=True))
-        params = _params([e.params for e in eqn_group], last_line, differs)
-        eqns.append(Eqn(first.primitive.name, first.primitive, operands, outputs, params, first.params, last_line))
+        name, place = first.primitive.name, next(places)
+        params = _params([e.params for e in eqn_group], places, last_line, differs)
+        eqns.append(Eqn(name, first.primitive, operands, outputs, params, first.params, last_line, place))
     outputs = tuple(read(vs) for vs in zip(*(j.outvars for j in jaxprs), strict=True))
     return _without_dead_code(Program(inputs, outputs, tuple(eqns)))
 
@@ -251,16 +254,16 @@ def _zip_eqns(jaxprs: Sequence[Any], differs: Callable[[str], NoLimitError]) -> 
         raise differs("it has " + ", ".join(str(len(j.eqns)) for j in jaxprs) + " operations")
 
 
-def _params(group: Sequence[Any], line: str, differs: Callable[[str], NoLimitError]) -> Any:
+def _params(group: Sequence[Any], places: Iterator[int], line: str, differs: Callable[[str], NoLimitError]) -> Any:
     first = group[0]
     if isinstance(first, _compat.ClosedJaxpr | _compat.Jaxpr):
-        return _lined_up(group, line)
+        return _lined_up(group, places, line)
     if isinstance(first, dict):
-        return {k: _params([g[k] for g in group], line, differs) for k in first}
+        return {k: _params([g[k] for g in group], places, line, differs) for k in first}
     if isinstance(first, tuple | list):
         if len({len(g) for g in group}) > 1:
             raise differs("a parameter of an operation has another length")
-        return tuple(_params(g, line, differs) for g in zip(*group, strict=True))
+        return tuple(_params(g, places, line, differs) for g in zip(*group, strict=True))
     if isinstance(first, bool | str) or first is None:
         return first
     if isinstance(first, int | np.integer):

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from anywidth.derivation import terms as tm
-from anywidth.derivation.functions import CLOSED, KNOWN, Known
+from anywidth.derivation.functions import KNOWN, Known
 from anywidth.derivation.read import Definition
 from anywidth.derivation.terms import Index, Num, Op, Sym, Term
+from anywidth.expect.methods import CLOSED, COVARIANCE, ORDER, Ways
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _contains(book: Book, y: Atom, parameter: Sym | None) -> bool:
     return isinstance(y.ket, Sym) and parameter is not None and parameter.leaf in book.leaves(y.ket)
 
 
-def rules(definitions: Sequence[Definition], known: Sequence[Definition], sample: int) -> list[Rule]:
+def rules(definitions: Sequence[Definition], known: Sequence[Definition], sample: int, ways: Ways) -> list[Rule]:
     """The covariance of every random vector of the first list that is needed; the second says what each symbol is."""
     book = Book(tuple(known), sample)
     out = []
@@ -200,7 +201,7 @@ def rules(definitions: Sequence[Definition], known: Sequence[Definition], sample
             own, moved = (covariance(atoms, atoms, book, derivative) for derivative in (False, True))
             out.append(Rule(d, own, moved, "linear"))
             continue
-        out.append(_expectation(d, book))
+        out.append(_expectation(d, book, ways))
     return _needed(out, [d.body for d in definitions], book)
 
 
@@ -276,7 +277,7 @@ def _any_layer(t: Term | None) -> Term:
     return tm.mapped(t, f)
 
 
-def _expectation(d: Definition, book: Book) -> Rule:
+def _expectation(d: Definition, book: Book, ways: Ways) -> Rule:
     arguments, earlier = _arguments(d, book)
     body = d.body
     known = None
@@ -287,38 +288,20 @@ def _expectation(d: Definition, book: Book) -> Rule:
         and linear(body.args[0], book) is not None
     ):
         known = KNOWN[body.head.removeprefix("fn:")]
-    heads = {t.head for t in tm.walk(body) if isinstance(t, Op)}
-    several = (
-        earlier
-        or len({book.base(a) for a in arguments}) > 1
-        or any(isinstance(t, Op) and t.head == "sum" and book.random(t) for t in tm.walk(body))
-    )
-    normalised = any(
-        isinstance(t, Op) and t.head == "pow" and _exponent(t) in (0.5, -0.5) and book.random(t.args[0])
-        for t in tm.walk(body)
-    )
-    if known is not None:
-        method = f"closed form: {known.reference}"
-    elif normalised and several:
-        method = (
-            "normalised over a finite axis: an integral over one auxiliary variable for each copy if the function is "
-            "positively homogeneous (r^(-1/2) = 2/√π ∫ exp(-w² r) dw), otherwise randomised quasi-Monte Carlo"
-        )
-    elif several:
-        method = (
-            "several Gaussians: independent groups factorise; what is left is integrated by randomised "
-            "quasi-Monte Carlo"
-        )
-    elif heads <= CLOSED:
-        method = "closed form: moments of one Gaussian on each side"
-    else:
-        method = "adaptive quadrature, two Gaussians of one dimension each"
+    used = _used(d.places, ways)
+    method = "; ".join(m for m in ORDER if m in used)
+    if known is not None and used == {CLOSED}:
+        method += f": {known.reference}"
     argument = body.args[0] if known is not None and isinstance(body, Op) else None
     return Rule(d, None, None, method, known, argument, arguments, earlier)
 
 
-def _exponent(t: Op) -> float:
-    return t.args[1].value if isinstance(t.args[1], Num) else 0.0
+def _used(places: frozenset[int], ways: Ways) -> set[str]:
+    """How the engine computed the expectations between what the equations at these places made."""
+    found = {m for (p, q), methods in ways.items() if p in places and q in places for m in methods}
+    if not found:  # as it is written, with a linear part it is not asked for
+        found = {m for (p, q), methods in ways.items() if p in places or q in places for m in methods}
+    return found - {COVARIANCE} or found
 
 
 def _arguments(d: Definition, book: Book) -> tuple[tuple[Sym, ...], bool]:

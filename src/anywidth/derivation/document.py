@@ -152,7 +152,7 @@ def derivation(read: Reading) -> Iterable[Section]:
             tuple(Line(a, _average(a)) for a in averages),
         )
     sample = next((i.sample for i in read.items if isinstance(i, Block)), 0)
-    generic = rules([d for d, _ in shown], read.definitions, sample)
+    generic = rules([d for d, _ in shown], read.definitions, sample, read.ways)
     more = crosses([d for d, _ in shown], read.definitions, sample)
     yield Section(
         "NNGP",
@@ -231,11 +231,16 @@ def _covariances(generic: Sequence[Rule]) -> Iterable[Line]:
             where: list[str | Formula] = []
             for name, term in (("q", tm.expectation(u, u)), ("q'", tm.expectation(v, v)), ("c", tm.expectation(u, v))):
                 where += [(f"{name} = {latex(term)}", f"{name} = {text(term)}"), ", "]
-            remark = (*where[:-1], *_THETA[r.known.angle], f"; {r.method}")
+            remark = (*where[:-1], *_THETA[r.known.angle], *_method(r))
             yield Line(left, (r.known.latex, r.known.text), remark)
         else:
             body = tm.expectation(r.definition.body, tm.primed(r.definition.body))
-            yield Line(left, body, ("over ", *_over(r), f"; {r.method}"))
+            yield Line(left, body, ("over ", *_over(r), *_method(r)))
+
+
+def _method(r: Rule) -> Words:
+    """The engine may not need an expectation, at the shapes it was asked at."""
+    return (f"; {r.method}",) if r.method else ()
 
 
 _THETA: dict[bool, Words] = {True: (", ", (r"\cos\theta = c / \sqrt{q q'}", "cos θ = c/√(q q')")), False: ()}

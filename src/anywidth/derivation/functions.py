@@ -61,9 +61,3 @@ KNOWN: dict[str, Known] = {
         "moment generating function of a Gaussian",
     ),
 }  # fmt: skip
-
-# Primitives under which a function of one Gaussian keeps a closed form.
-CLOSED = {
-    "add", "mul", "pow", "sum", "E", "fn:relu", "fn:abs", "fn:sign", "fn:erf", "fn:erfc", "fn:sin", "fn:cos", "fn:exp",
-    "fn:where", "fn:gt", "fn:ge", "fn:lt", "fn:le", "fn:leaky_relu", "fn:max", "fn:gelu", "fn:dot",
-}  # fmt: skip

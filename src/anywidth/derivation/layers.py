@@ -59,6 +59,10 @@ def compressed(definitions: Sequence[Definition]) -> tuple[list[Item], list[Defi
     layer = first + 1
     numbers = {n for d in second for n in _numbers(d)} - {n for d in named[start : start + period] for n in _numbers(d)}
     template_ = tuple(_generic(d, layer, numbers) for d in second)
+    template_ = tuple(
+        replace(d, places=frozenset().union(*(e.places for e in named[start + i : start + period * count : period])))
+        for i, d in enumerate(template_)
+    )
     items: list[Item] = [*named[:start], Block(template_, first, first + count - 1), *named[start + period * count :]]
     return items, named
 

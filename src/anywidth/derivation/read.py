@@ -7,7 +7,6 @@ multiplied by (an activation s), what a loop carries, a number that was an avera
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +50,7 @@ class Val:
     leaves: frozenset[str] = frozenset()
     raw: str | None = None  # the parameter it is, if it is one
     base: Sym | None = None  # the symbol it is, if it is one
+    places: frozenset[int] = frozenset()  # of the equations that made it
 
     @property
     def wides(self) -> int:
@@ -68,6 +68,7 @@ class Definition:
     leaves: frozenset[str]
     gaussian: bool
     over: str = ""  # the loop it belongs to
+    places: frozenset[int] = frozenset()  # of the equations it stands for, those of other definitions in it included
 
 
 @dataclass(eq=False)
@@ -103,12 +104,12 @@ class Reader:
         loops = [i for i in self.loops if i in tm.indices_of(body)]
         own = tuple(i for i in at if i is not None)
         if x.ket:
-            body = self.summand_named(body, x.leaves)
+            body = self.summand_named(body, x)
         self.counts[letter] += 1
         base = Sym(letter, (self.counts[letter],))
         free = (*loops, *(i for i in own if isinstance(i, Index)))
         self.definitions.append(
-            Definition(base, free, body, kind, x.leaves, x.gaussian, loops[-1].letter if loops else "")
+            Definition(base, free, body, kind, x.leaves, x.gaussian, loops[-1].letter if loops else "", x.places)
         )
 
         def entry(idx: Indices) -> Term:
@@ -116,21 +117,21 @@ class Reader:
 
         return replace(x, at=entry, base=base)
 
-    def summand_named(self, t: Term, leaves: frozenset[str], under: bool = False) -> Term:
+    def summand_named(self, t: Term, x: Val, under: bool = False) -> Term:
         """In a sum of a nonlinear function, the function under a name of its own."""
         if isinstance(t, Op) and t.head == "sum":
-            return Op("sum", (t.args[0], self.summand_named(t.args[1], leaves, True)))
+            return Op("sum", (t.args[0], self.summand_named(t.args[1], x, True)))
         if isinstance(t, Op) and t.head == "mul":
             others = [a for a in t.args if not isinstance(a, Num)]
             if len(others) == 1:
                 numbers = [a for a in t.args if isinstance(a, Num)]
-                return tm.mul(*numbers, self.summand_named(others[0], leaves, under))
+                return tm.mul(*numbers, self.summand_named(others[0], x, under))
         if not (under and isinstance(t, Op) and t.head.startswith("fn:")):
             return t
         self.counts["s"] += 1
         free = tm.indices_of(t)
         base = Sym("s", (self.counts["s"],))
-        self.definitions.append(Definition(base, free, t, "activation", leaves, False, ""))
+        self.definitions.append(Definition(base, free, t, "activation", x.leaves, False, "", x.places))
         return replace(base, sub=free)
 
     def argument(self, x: Val) -> Val:
@@ -163,10 +164,13 @@ class Reader:
             return env[v] if isinstance(v, Var) else self.constant(v)
 
         for eqn in program.eqns:
-            outputs = self.step(eqn, [read(v) for v in eqn.inputs])
+            operands = [read(v) for v in eqn.inputs]
+            outputs = self.step(eqn, operands)
+            places = frozenset({eqn.place}).union(*(x.places for x in operands))
             for v, x in zip(eqn.outputs, outputs, strict=True):
                 if v is None:
                     continue
+                x = replace(x, places=x.places | places)
                 if uses[id(v)] > 1 and x.ket and x.raw is None and x.wides and eqn.name not in _MOVES:
                     x = self.named(x, "h" if x.gaussian else "s", "gaussian" if x.gaussian else "activation")
                 env[v] = x
@@ -186,7 +190,8 @@ class Reader:
         if call is not None:
             label = eqn.params.get("name")
             if label in ACTIVATIONS and len(eqn.outputs) == 1 and inputs and inputs[0].shape == eqn.outputs[0].shape:  # type: ignore[union-attr]
-                return [self.pointwise(lambda a, *_: tm.fn(label, a), inputs[:1], inputs[0].shape)]
+                named = self.pointwise(lambda a, *_: tm.fn(label, a), inputs[:1], inputs[0].shape)
+                return [replace(named, places=_places(eqn.params[call]))]
             return self.run(eqn.params[call], inputs)
         from anywidth.derivation import windows  # noqa: F401
         from anywidth.derivation.rules import RULES
@@ -252,5 +257,7 @@ def width(size: Size) -> Num:
     return Num(float(a), 1) if a else Num(float(b))  # type: ignore[arg-type]
 
 
-def finite(x: float) -> bool:
-    return math.isfinite(x)
+def _places(program: Program) -> frozenset[int]:
+    """Of all equations of a program, those of the functions that it calls included."""
+    inner = (_places(eqn.params[_compat.CALLS[eqn.name]]) for eqn in program.eqns if eqn.name in _compat.CALLS)
+    return frozenset(eqn.place for eqn in program.eqns).union(*inner)

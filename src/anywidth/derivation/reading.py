@@ -15,6 +15,9 @@ from anywidth.derivation import terms as tm
 from anywidth.derivation.layers import Item, bare, compressed
 from anywidth.derivation.read import Definition, Reader, Val
 from anywidth.derivation.terms import Index, Sym, Term
+from anywidth.expect.methods import Ways, recording
+from anywidth.expect.sampler import Sampler
+from anywidth.kernels import pair
 from anywidth.network import Network
 from anywidth.parameters import Parameters, read_parameters, read_program
 
@@ -32,6 +35,7 @@ class Reading:
     inputs: tuple[Sym, ...]
     steps: Mapping[str, int]  # of the index letters of loops
     padded: bool  # whether windows reach over an edge
+    ways: Ways  # by which the engine computes its expectations
 
 
 def reading(net: Network, x: Any) -> Reading:
@@ -51,9 +55,29 @@ def reading(net: Network, x: Any) -> Reading:
         at = reader.letters(out.shape)
         symbol = Sym("f", (k + 1,) if len(outputs) > 1 else ())
         free = tuple(i for i in at if isinstance(i, Index))
-        definitions.append(Definition(symbol, free, out.at(at), "output", out.leaves, True))
-    items, named = compressed(_numbered(_inlined(definitions)))
-    return Reading(tuple(items), tuple(named), parameters, names, tuple(symbols), dict(reader.sizes), reader.padded)
+        definitions.append(Definition(symbol, free, out.at(at), "output", out.leaves, True, "", out.places))
+    items, named = compressed(_numbered(_inlined(_own_places(definitions))))
+    return Reading(
+        tuple(items), tuple(named), parameters, names, tuple(symbols), dict(reader.sizes), reader.padded, _ways(net, x)
+    )
+
+
+def _ways(net: Network, x: Any) -> Ways:
+    """The methods of the engine, on examples of the shape of x: the kernel is traced and not computed."""
+    with recording() as ways:
+        jax.eval_shape(lambda a, b: pair(net, "ntk", a, b, Sampler()), x, x)
+    return ways
+
+
+def _own_places(definitions: Sequence[Definition]) -> list[Definition]:
+    """Every definition with the equations that are its own, without those of the symbols that it is written in."""
+    before: dict[Sym, frozenset[int]] = {}  # not of what a loop carries, while in its body
+    out = []
+    for d in definitions:
+        used = {bare(t) for t in tm.walk(d.body) if isinstance(t, Sym)}
+        out.append(replace(d, places=d.places.difference(*(before[s] for s in used if s in before))))
+        before[bare(d.symbol)] = d.places
+    return out
 
 
 def _names(paths: Sequence[str]) -> dict[str, Sym]:
@@ -107,7 +131,8 @@ def _inlined(definitions: Sequence[Definition]) -> list[Definition]:
         uses = sum(bare(t) == inner for e in out for t in tm.walk(e.body) if isinstance(t, Sym))
         maker = next((e for e in out if bare(e.symbol) == inner), None)
         if uses == 1 and maker is not None:
-            out = [replace(e, body=maker.body, kind=maker.kind) if e is d else e for e in out if e is not maker]
+            whole = replace(d, body=maker.body, kind=maker.kind, places=d.places | maker.places)
+            out = [whole if e is d else e for e in out if e is not maker]
     return out
 
 

@@ -377,7 +377,7 @@ def scan(r: Reader, eqn: Eqn, inputs: list[Val]) -> list[Val]:
         at = r.letters(v.shape, (t,))
         free = tuple(i for i in at if isinstance(i, Index))
         kind = "carry" if ket else "number"
-        r.definitions.append(Definition(base, (t, *free), v.at(at), kind, v.leaves, v.gaussian, t.letter))
+        r.definitions.append(Definition(base, (t, *free), v.at(at), kind, v.leaves, v.gaussian, t.letter, v.places))
     last: Term = Num(float(p["length"]))
     results = [
         Val(v.shape, stepped(b, last), k, v.gaussian, v.leaves) for v, b, k in zip(after, bases, kets, strict=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NoLimitError
-from anywidth.expect import closed, normalised
+from anywidth.expect import closed, methods, normalised
 from anywidth.expect.atoms import Mono, Norm, SeveralGaussians, jumps, known, monomial, times
 from anywidth.kets import Contract, Node, View
 from anywidth.views import ViewMap, expand
@@ -128,6 +128,7 @@ class _Batch:
                 "batches"
             )
         rank = self.base.rank - 1
+        methods.used(methods.NORMALISED)
         if same:
             lead = _axes(f, g)
             value = normalised.normalised_self(
@@ -152,6 +153,7 @@ class _Batch:
         return _read(value, rank, left, right)
 
     def mean(self, f: Any) -> Any:
+        methods.used(methods.NORMALISED)
         value = normalised.normalised_mean(
             f,
             self.norm.s,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
-from anywidth.expect import batch, closed, quadrature, sampled
+from anywidth.expect import batch, closed, methods, quadrature, sampled
 from anywidth.expect.atoms import (
     IDENTITY,
     Generic,
@@ -42,6 +42,11 @@ MOST_SLOTS = 10  # the highest degree of a moment by Isserlis' theorem
 
 def expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
     """E[Z^a Z^b] of two nodes of which at least one is a coordinatewise function."""
+    with methods.asked(gram.graph, a, b, eps):
+        return _expectation(gram, a, b, eps)
+
+
+def _expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
     from anywidth.inner import ZERO, add
 
     left, right = forms(gram, a), forms(gram, b)
@@ -250,9 +255,10 @@ class _Normaliser:
 
 def _remembered(gram: Any, key: Hashable, compute: Callable[[], Any], alive: Any = None) -> Any:
     """The same expectation once; `alive` is what the key speaks of by identity."""
-    if key in gram.memo:
-        return gram.memo[key]
-    value = compute()
+    with methods.remembered(gram.memo, key, key in gram.memo):
+        if key in gram.memo:
+            return gram.memo[key]
+        value = compute()
     if not gram.sealed:
         gram.memo[key] = value
         gram.graph.keep.append(alive)
@@ -320,6 +326,7 @@ def _group(gram: Any, variables: list[Any], cov: Any) -> Any:
     if len(variables) == 2:
         (_, u, f), (_, v, g) = variables
         if monomial(f) and monomial(g) and f.k == g.k == 1:
+            methods.used(methods.COVARIANCE)
             return times(f.plus * g.plus, cov(0, 1))
         q1, q2 = _variance(gram, u), _variance(gram, v)
         return _univariate(f, g, q1, q2, cov(0, 1))
@@ -344,14 +351,18 @@ def _mean(gram: Any, u: Node, atom: Any) -> Any:
         return ZERO
     q = _variance(gram, u)
     if isinstance(atom, Generic):
+        methods.used(methods.QUADRATURE)
         return quadrature.mean(atom.function, _aligned(atom.coefs, q), q, breaks=_aligned(atom.breaks, q))
+    methods.used(methods.CLOSED)
     return closed.mean(atom, q)
 
 
 def _univariate(f: Any, g: Any, q1: Any, q2: Any, c: Any) -> Any:
     if not isinstance(f, Generic) and not isinstance(g, Generic) and closed.has_closed_form(f, g):
+        methods.used(methods.CLOSED)
         return closed.pair(f, g, q1, q2, c)
     (ff, fc, fb), (gf, gc, gb) = as_function(f), as_function(g)
+    methods.used(methods.QUADRATURE)
     return quadrature.pair(
         ff, _aligned(fc, c), gf, _aligned(gc, c), q1, q2, c, f_breaks=_aligned(fb, c), g_breaks=_aligned(gb, c)
     )
@@ -365,6 +376,7 @@ def _isserlis(gram: Any, variables: list[Any], cov: Any) -> Any:
     """E of a product of powers: the sum over perfect matchings."""
     from anywidth.inner import ZERO, add
 
+    methods.used(methods.ISSERLIS)
     slots = [i for i, (_, _, atom) in enumerate(variables) for _ in range(atom.k)]
 
     def entry(i: int, j: int) -> Any:

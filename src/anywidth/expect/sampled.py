@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NeedsUnroll, UnsupportedError
+from anywidth.expect import methods
 from anywidth.expect.atoms import discontinuous
 from anywidth.expect.forms import Normaliser
 from anywidth.expect.layout import Layout, covariance, layouts
@@ -157,6 +158,7 @@ def _jumps(e: Any, coefs: Any) -> bool:
 
 def expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
     """E[Z^a Z^b] by sampling, an array over the aligned axes of a and b."""
+    methods.used(methods.SAMPLED)
     graph = gram.graph
     sampler: Sampler = graph.sampler
     left, right = Side(graph, a), Side(graph, b)
