@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 
 import anywidth as aw
+import networks
 from anywidth import zoo
 from anywidth.derivation.document import Explanation, derivation
 from anywidth.derivation.reading import reading
+from anywidth.expect import methods
+from anywidth.expect.sampler import Sampler
+from anywidth.kernels import pair
 
 HERE = Path(__file__).parent
 X = np.random.default_rng(0).normal(size=(7, 3))
 ROWS = np.random.default_rng(1).normal(size=(12, 13))
 NETWORKS = {
-    "rnn": (zoo.rnn(3, varu=2.0, varb=0.2), X[:5], X[4:]),
+    "rnn": (zoo.rnn(3, varu=2.0, varb=0.2), X[:5], X[4:7]),
     "transformer": (zoo.transformer(3, 1, causal=True, varb=0.1), X[:2], X[2:4]),
     "batchnorm": (zoo.batchnorm_mlp(13, 1), ROWS[:7], ROWS[7:]),
 }
@@ -73,8 +77,9 @@ READ = {
 }
 
 
-def read(net, x):
-    return str(Explanation(tuple(derivation(reading(net, x))), {})) + "\n"
+def read(net, x, y=None):
+    other = None if y is None else reading(net, y)
+    return str(Explanation(tuple(derivation(reading(net, x), other)), {})) + "\n"
 
 
 @pytest.mark.parametrize("name", READ)
@@ -109,6 +114,13 @@ def test_positions_are_counted_from_one():
     assert "U x_{5 - t}" in backwards
 
 
+def test_a_loop_over_the_states_of_a_loop():
+    case = networks.get("rnn_two_scans")
+    found = read(case.net, jnp.asarray(case.x))
+    assert "U2 s^1_t / √n" in found
+    assert "E[f f'] = var(v) Σ_k Σ_k' E[s^2_k s^2'_k']" in found
+
+
 @pytest.fixture(scope="module", params=NETWORKS)
 def explained(request):
     net, x, y = NETWORKS[request.param]
@@ -116,8 +128,8 @@ def explained(request):
 
 
 def test_formulas_come_with_the_numbers(explained):
-    _, net, x, _, found = explained
-    assert str(found).startswith(read(net, x))
+    _, net, x, y, found = explained
+    assert str(found).startswith(read(net, x, y))
     assert "At the given examples" in str(found)
 
 
@@ -129,6 +141,15 @@ def test_shares_sum_to_the_ntk(explained):
     assert list(found.contributions) == paths
 
 
+def test_examples_of_different_shapes():
+    """The mean over the other sequence is of its own length."""
+    net, x, y = NETWORKS["rnn"]
+    text = read(net, x, y)
+    assert "s^2' = Σ_k' s^1'_k' / 3" in text
+    assert "E[s^2 s^2'] = Σ_k Σ_k' E[s^1_k s^1'_k'] / 15" in text
+    assert "t' = 1, ..., 3" in text
+
+
 def test_markdown_and_latex_are_balanced(explained):
     *_, found = explained
     markdown, latex = found._repr_markdown_(), found.latex()
@@ -138,6 +159,62 @@ def test_markdown_and_latex_are_balanced(explained):
         assert text.count(r"\left") == text.count(r"\right")
     assert latex.isascii()
     assert latex.count(r"\begin{") == latex.count(r"\end{")
+
+
+def branch(activation):
+    """A gate of two independent Gaussians."""
+
+    def apply(p, x):
+        n = p["v"].shape[0]
+        return p["v"] @ (activation(p["A"] @ x) * jnp.tanh(p["B"] @ x)) / jnp.sqrt(n)
+
+    return aw.Network(lambda n: {"A": aw.Normal((n, 3)), "B": aw.Normal((n, 3)), "v": aw.Normal((n,))}, apply)
+
+
+METHODS = {
+    "relu": (zoo.mlp(3, 2), X[0], {methods.CLOSED}),
+    "tanh": (zoo.mlp(3, 2, jnp.tanh), X[0], {methods.QUADRATURE}),
+    "rnn": (zoo.rnn(3), X[:3], {methods.CLOSED}),
+    "an RNN of tanh": (zoo.rnn(3, jnp.tanh), X[:3], {methods.QUADRATURE}),
+    "gate": (branch(jax.lax.erf), X[0], {methods.CLOSED, methods.QUADRATURE}),
+    "batchnorm": (zoo.batchnorm_mlp(13, 1), ROWS[:5], {methods.NORMALISED}),
+    "batchnorm, tanh": (zoo.batchnorm_mlp(13, 1, jnp.tanh), ROWS[:5], {methods.SAMPLED}),
+    "gru": (gru(), X[:3], {methods.PATHS}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_those_of_the_engine(name):
+    """What is said of each expectation is what the engine reports, and sampling is said where there is an error."""
+    net, x, expected = METHODS[name]
+    found = read(net, x)
+    flat = " ".join(found.split())
+    said = {m for m in methods.ORDER if m in flat.split("NTK", 1)[0]}
+    assert said == expected
+    sampler = Sampler()
+    jax.eval_shape(lambda x: pair(net, "ntk", x, x, sampler), x)
+    assert sampler.used == bool(said & {methods.SAMPLED, methods.PATHS})
+
+
+# in as many styles
+STYLES = [
+    "mlp_nested_jit_gelu", "resnet_deep_branches", "rnn_bidirectional",
+    "transformer_fused_qkv", "pre_norm_transformer", "convolution_primitive_2d", "batch_norm_tanh", "gated_linear_unit",
+    "max_pooling_over_positions", "group_norm", "highway_of_gates", "split_stack_and_take", "embedding_tied_to_readout",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_any_network_is_explained(name):
+    case = networks.get(name)
+    found = Explanation(tuple(derivation(reading(case.net, jax.tree.map(jnp.asarray, case.x)))), {})
+    markdown = found._repr_markdown_()
+    assert markdown.count("{") == markdown.count("}")
+    assert found.latex().isascii()
+    (nngp,) = (s for s in found.sections if s.title == "NNGP")
+    (ntk,) = (s for s in found.sections if s.title == "NTK")
+    assert str(found).count("Θ[f") >= 1
+    assert len(nngp.lines) == len(ntk.lines) > 2
 
 
 def test_layers_that_repeat_are_written_once():
@@ -193,6 +270,6 @@ def write():
         (HERE / "text" / f"{name}.txt").write_text(read(net, x), encoding="utf-8")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # with tests/ on the path
     jax.config.update("jax_enable_x64", True)
     write()

@@ -7,6 +7,7 @@ recursion once more, plus one term for each product with a parameter that learns
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,19 +20,23 @@ from anywidth.expect.methods import CLOSED, COVARIANCE, ORDER, Ways
 
 @dataclass(frozen=True)
 class Atom:
-    """A term of a linear definition: sum over `bound` of coef * [parameter *] ket."""
+    """A term of an affine definition: sum over `bound` of coef * [parameter *] ket."""
 
     bound: tuple[Index, ...]
     coef: Term
     parameter: Sym | None
-    ket: Term | None  # None for a parameter by itself, a bias
+    ket: Term | None  # None for a parameter by itself, a bias; without a parameter, for a number
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`covariance` and `theta` of a definition; both None where `function` says what the expectation is of."""
+    """`covariance` and `theta` of a definition; both None where the expectation is that of its body.
+
+    `twin` is the definition of the same symbol for the other example, which may be of another shape.
+    """
 
     definition: Definition
+    twin: Definition
     covariance: Term | None
     theta: Term | None
     method: str
@@ -61,6 +66,7 @@ class Book:
 
     definitions: tuple[Definition, ...]
     sample: int = 0
+    shifted: frozenset[str] = frozenset()  # parameters whose mean is not zero
 
     def base(self, s: Sym) -> Sym:
         """The symbol without indices."""
@@ -85,6 +91,23 @@ class Book:
     def leaves(self, s: Sym) -> frozenset[str]:
         return frozenset().union(*(d.leaves for d in self.definitions if self.base(d.symbol) == self.base(s)))
 
+    def centred(self, t: Term, seen: frozenset[Sym] = frozenset()) -> bool:
+        """Whether an affine term is seen to be Gaussian with mean zero."""
+        atoms = linear(t, self)
+        if atoms is None:
+            return False
+        for a in atoms:
+            if a.parameter is not None:
+                if a.parameter.leaf in self.shifted:
+                    return False
+                continue
+            d = self.definition(a.ket) if a.ket is not None else None
+            if d is None or not d.gaussian:
+                return False
+            if self.base(d.symbol) not in seen and not self.centred(d.body, seen | {self.base(d.symbol)}):
+                return False
+        return True
+
     def random(self, t: Term) -> bool:
         """Whether it is random: a parameter or a ket, outside of an average."""
         if isinstance(t, Op) and t.head in ("E", "theta"):
@@ -95,7 +118,7 @@ class Book:
 
 
 def linear(t: Term, book: Book) -> list[Atom] | None:
-    """The term as a linear combination of kets; None if it is not one."""
+    """The term as a combination of kets, and a number; None if it is not affine in them."""
     if isinstance(t, Op) and t.head == "add":
         out: list[Atom] = []
         for a in t.args:
@@ -111,16 +134,17 @@ def linear(t: Term, book: Book) -> list[Atom] | None:
     random = [f for f in factors if book.random(f)]
     rest = tm.mul(*(f for f in factors if f not in random))
     if not random:
-        return [] if tm.is_number(t, 0.0) else None
+        return [] if tm.is_number(t, 0.0) else [Atom((), t, None, None)]
     parameters = [f for f in random if isinstance(f, Sym) and f.parameter]
     others = [f for f in random if f not in parameters]
     if len(parameters) > 1 or len(others) > 1:
         return None
     if others and not isinstance(others[0], Sym):
-        if parameters:
-            return None
         inner = None if others[0] is t else linear(others[0], book)
-        return None if inner is None else [replace(a, coef=tm.mul(rest, a.coef)) for a in inner]
+        if inner is None or (parameters and any(a.parameter is not None or a.ket is None for a in inner)):
+            return None
+        p = parameters[0] if parameters else None
+        return [replace(a, coef=tm.mul(rest, a.coef), parameter=p or a.parameter) for a in inner]
     if parameters and not others:  # a bias, or a parameter times the input
         data = [f for f in factors if f not in parameters and not isinstance(f, Num)]
         numbers = tm.mul(*(f for f in factors if isinstance(f, Num)))
@@ -143,11 +167,38 @@ def covariance(atoms: Sequence[Atom], others: Sequence[Atom], book: Book, deriva
                 for i in reversed((*a.bound, *bp)):
                     value = tm.total(i, value) if i in tm.indices_of(value) else Op("sum", (i, value))
                 out.append(value)
-    return tm.add(*out)
+    return _collected(out)
+
+
+def _collected(terms: Sequence[Term]) -> Term:
+    """The sum, terms that differ by a number taken together."""
+    found: dict[Term, float] = {}
+    for t in terms:
+        factors = t.args if isinstance(t, Op) and t.head == "mul" else (t,)
+        number = tm.mul(*(f for f in factors if isinstance(f, Num)))
+        assert isinstance(number, Num)
+        if number.power:
+            number, factors = Num(1.0), (t,)
+        rest = tm.mul(*(f for f in factors if not isinstance(f, Num) or f.power))
+        same = next((k for k in found if _factors(k) == _factors(rest)), rest)
+        found[same] = found.get(same, 0.0) + number.value
+    return tm.add(*(tm.mul(Num(c), t) for t, c in found.items() if abs(c) > 1e-12))
+
+
+def _factors(t: Term) -> Counter[Term]:
+    return Counter(t.args if isinstance(t, Op) and t.head == "mul" else (t,))
 
 
 def _pair(a: Atom, b: Atom, book: Book, derivative: bool) -> Term:
     coef = tm.mul(a.coef, tm.primed(b.coef))
+    numbers = [x for x in (a, b) if x.parameter is None and x.ket is None]
+    if numbers:
+        if derivative or any(x.parameter is not None and x.parameter.leaf not in book.shifted for x in (a, b)):
+            return Num(0.0)
+        means = [m for m in (_product(a), tm.primed(_product(b))) if not tm.is_number(m, 1.0)]
+        if any(isinstance(m, Sym) and book.centred(m) for m in means):
+            return Num(0.0)
+        return tm.mul(coef, *map(tm.expectation, means))
     if a.parameter is not None or b.parameter is not None:
         if a.parameter is None or b.parameter is None or a.parameter.leaf != b.parameter.leaf:
             if a.parameter is not None and b.parameter is not None:
@@ -164,7 +215,7 @@ def _pair(a: Atom, b: Atom, book: Book, derivative: bool) -> Term:
         wide = book.ket(a.ket)
         x, y = a.ket, tm.primed(b.ket)
         inner = tm.expectation(x, y) if wide else Op("fn:dot", (x, y))
-        width = tm.number(1.0, 1 if wide else 0)
+        width = tm.number(a.parameter.width, 1) if wide else tm.ONE
         if not derivative:
             return tm.mul(coef, width, var, inner, *same)
         more = tm.mul(coef, width, inner, *same)
@@ -189,20 +240,22 @@ def _contains(book: Book, y: Atom, parameter: Sym | None) -> bool:
     return isinstance(y.ket, Sym) and parameter is not None and parameter.leaf in book.leaves(y.ket)
 
 
-def rules(definitions: Sequence[Definition], known: Sequence[Definition], sample: int, ways: Ways) -> list[Rule]:
-    """The covariance of every random vector of the first list that is needed; the second says what each symbol is."""
-    book = Book(tuple(known), sample)
+Pairs = Sequence[tuple[Definition, Definition]]  # of the one example and of the other
+
+
+def rules(definitions: Pairs, book: Book, ways: Ways) -> list[Rule]:
+    """The covariance of every random vector of the list that is needed; the book says what each symbol is."""
     out = []
-    for d in definitions:
+    for d, twin in definitions:
         if d.kind == "number":
             continue
-        atoms = linear(d.body, book)
-        if atoms is not None:
-            own, moved = (covariance(atoms, atoms, book, derivative) for derivative in (False, True))
-            out.append(Rule(d, own, moved, "linear"))
+        atoms, others = linear(d.body, book), linear(twin.body, book)
+        if atoms is not None and others is not None:
+            own, moved = (covariance(atoms, others, book, derivative) for derivative in (False, True))
+            out.append(Rule(d, twin, own, moved, "linear"))
             continue
-        out.append(_expectation(d, book, ways))
-    return _needed(out, [d.body for d in definitions], book)
+        out.append(_expectation(d, twin, book, ways))
+    return _needed(out, [d.body for d, _ in definitions], book)
 
 
 def _needed(found: Sequence[Rule], bodies: Sequence[Term], book: Book) -> list[Rule]:
@@ -226,22 +279,21 @@ def _needed(found: Sequence[Rule], bodies: Sequence[Term], book: Book) -> list[R
         wanted |= {k for r in new for t in (r.covariance, r.theta) for k in symbols(t)}
 
 
-def crosses(definitions: Sequence[Definition], known: Sequence[Definition], sample: int) -> list[Cross]:
+def crosses(definitions: Pairs, book: Book) -> list[Cross]:
     """The inner products of a ket with a product of a parameter that it contains itself."""
-    book = Book(tuple(known), sample)
     out: list[Cross] = []
-    for d in definitions:
-        atoms = linear(d.body, book) or []
-        for a in atoms:
-            for b in atoms:
+    for d, twin in definitions:
+        for a in linear(twin.body, book) or []:
+            for b in linear(d.body, book) or []:
                 if (
                     a.parameter is None
                     or a.ket is None
+                    or b.ket is None
                     or b.parameter is not None
                     or not _contains(book, b, a.parameter)
                 ):
                     continue
-                found = _cross(b, a, definitions, book)
+                found = _cross(b, a, [d for d, _ in definitions], book)
                 if found is not None and found not in out:
                     out.append(found)
     return out
@@ -277,23 +329,18 @@ def _any_layer(t: Term | None) -> Term:
     return tm.mapped(t, f)
 
 
-def _expectation(d: Definition, book: Book, ways: Ways) -> Rule:
+def _expectation(d: Definition, twin: Definition, book: Book, ways: Ways) -> Rule:
     arguments, earlier = _arguments(d, book)
     body = d.body
     known = None
-    if (
-        isinstance(body, Op)
-        and body.head.removeprefix("fn:") in KNOWN
-        and len(body.args) == 1
-        and linear(body.args[0], book) is not None
-    ):
-        known = KNOWN[body.head.removeprefix("fn:")]
+    if isinstance(body, Op) and len(body.args) == 1 and book.centred(body.args[0]):
+        known = KNOWN.get(body.head.removeprefix("fn:"))
     used = _used(d.places, ways)
     method = "; ".join(m for m in ORDER if m in used)
     if known is not None and used == {CLOSED}:
         method += f": {known.reference}"
     argument = body.args[0] if known is not None and isinstance(body, Op) else None
-    return Rule(d, None, None, method, known, argument, arguments, earlier)
+    return Rule(d, twin, None, None, method, known, argument, arguments, earlier)
 
 
 def _used(places: frozenset[int], ways: Ways) -> set[str]:

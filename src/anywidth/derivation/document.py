@@ -13,7 +13,7 @@ import numpy as np
 
 from anywidth.derivation import terms as tm
 from anywidth.derivation.contributions import contributions
-from anywidth.derivation.derive import Cross, Rule, crosses, rules
+from anywidth.derivation.derive import Book, Cross, Rule, crosses, rules
 from anywidth.derivation.layers import Block, Item
 from anywidth.derivation.printing import latex, text
 from anywidth.derivation.read import Definition
@@ -75,7 +75,7 @@ def explain(net: Network, x: Any, y: Any = None) -> Explanation:
     Args:
         net: the network.
         x: an example; the derivation is of the program that the network is on its shapes.
-        y: another example, perhaps of another shape, for the table of contributions; x if None.
+        y: another example, perhaps of another shape; x if None.
 
     Returns:
         An `Explanation`: the random vectors under the names of the parameters, what is Gaussian and why, every
@@ -91,7 +91,9 @@ def explain(net: Network, x: Any, y: Any = None) -> Explanation:
     y = x if y is None else jax.tree.map(jnp.asarray, y)
     shares, nngp, ntk = contributions(net, x, y)
     read = reading(net, x)
-    return Explanation((*derivation(read), _evaluated(read, shares, nngp, ntk)), shares)
+    shapes = [[jnp.shape(a) for a in jax.tree.leaves(e)] for e in (x, y)]
+    other = read if shapes[0] == shapes[1] else reading(net, y)
+    return Explanation((*derivation(read, other), _evaluated(read, shares, nngp, ntk)), shares)
 
 
 # --- sections ------------------------------------------------------------------------------------------
@@ -121,16 +123,26 @@ _PAIR = (r"\mathbb{E}[a\, b']", "E[a b']")
 _EPSILON = (r"\varepsilon", "ε")
 
 
-def derivation(read: Reading) -> Iterable[Section]:
-    """The sections without the numbers at the given examples."""
+def derivation(read: Reading, other: Reading | None = None) -> Iterable[Section]:
+    """The sections without the numbers at the given examples; `other` is of the second one, if its shape differs."""
     shown = list(_each(read.items))
+    twins = [d for d, _ in _each(other.items if other is not None else read.items)]
+    same = [d.symbol for d, _ in shown] == [d.symbol for d in twins]
+    pairs = list(zip((d for d, _ in shown), twins if same else (d for d, _ in shown), strict=True))
     lines = []
-    for d, where in shown:
+    for (d, where), (_, twin) in zip(shown, pairs, strict=True):
         kind = _KINDS.get(d.kind, "Gaussian" if d.gaussian else "")
         lines.append(Line(_full(d), d.body, (kind, ", ", *where) if kind and where else (kind,) if kind else where))
+        if twin.body != d.body:
+            lines.append(Line(tm.primed(_full(twin)), tm.primed(twin.body), ("for the other example",)))
     loops: Words = ()
     for t, size in read.steps.items():
         loops += (" ", (rf"{t} = 1, \dots, {size}", f"{t} = 1, ..., {size}"), " is the step of a loop.")
+    for t, size in (other.steps if same and other is not None else {}).items():
+        if size != read.steps[t]:
+            loops += (" For the other example, ", (rf"{t}' = 1, \dots, {size}", f"{t}' = 1, ..., {size}"), ".")
+    if not same:
+        loops += (" On the other example's shape the network is another program; what follows is of the first one.",)
     if read.padded:
         loops += (" What a window reads outside of the array is zero.",)
     yield Section(
@@ -152,16 +164,16 @@ def derivation(read: Reading) -> Iterable[Section]:
             tuple(Line(a, _average(a)) for a in averages),
         )
     sample = next((i.sample for i in read.items if isinstance(i, Block)), 0)
-    generic = rules([d for d, _ in shown], read.definitions, sample, read.ways)
-    more = crosses([d for d, _ in shown], read.definitions, sample)
+    book = Book(read.definitions, sample, read.shifted)
+    generic, more = rules(pairs, book, read.ways), crosses(pairs, book)
     yield Section(
         "NNGP",
         (
             "Primes mark the network on the other example; ",
             _PAIR,
-            " is the inner product ",
+            " is the inner product over the width, ",
             (r"a \cdot b' / n", "a·b'/n"),
-            ". Within one example the same holds without primes.",
+            " for n coordinates. Within one example the same holds without primes.",
         ),
         (*_covariances(generic), *_crosses(more, False, bool(sample))),
     )
@@ -227,14 +239,14 @@ def _covariances(generic: Sequence[Rule]) -> Iterable[Line]:
         if r.covariance is not None:
             yield Line(left, r.covariance)
         elif r.known is not None and r.argument is not None:
-            u, v = r.argument, tm.primed(r.argument)
+            u, v = r.argument, tm.primed(r.twin.body.args[0])  # type: ignore[union-attr]
             where: list[str | Formula] = []
             for name, term in (("q", tm.expectation(u, u)), ("q'", tm.expectation(v, v)), ("c", tm.expectation(u, v))):
                 where += [(f"{name} = {latex(term)}", f"{name} = {text(term)}"), ", "]
             remark = (*where[:-1], *_THETA[r.known.angle], *_method(r))
             yield Line(left, (r.known.latex, r.known.text), remark)
         else:
-            body = tm.expectation(r.definition.body, tm.primed(r.definition.body))
+            body = tm.expectation(r.definition.body, tm.primed(r.twin.body))
             yield Line(left, body, ("over ", *_over(r), *_method(r)))
 
 

@@ -29,12 +29,23 @@ def _plain(value: float) -> str:
 def _numeral(value: float, tex: bool) -> tuple[str, str]:
     """|value| as numerator and denominator: rational, the root of a rational, or decimal."""
     value = abs(value)
+    if not 1e-9 < value < 1e9:  # the tiny epsilon of a norm, the most negative number of a mask
+        return _scientific(value, tex), "1"
     f, root = _fraction(value), _fraction(value * value)
     if f is not None and (root is None or _length(f) <= _length(root)):
         return str(f.numerator), str(f.denominator)
     if root is not None and root.numerator <= 1000:
         return _root(root.numerator, tex), _root(root.denominator, tex)
     return _plain(value), "1"
+
+
+def _scientific(value: float, tex: bool) -> str:
+    if value == 0 or not tex:
+        return _plain(value)
+    digits, exponent = f"{value:.3e}".split("e")
+    power = rf"10^{{{int(exponent)}}}"
+    digits = digits.rstrip("0").rstrip(".")
+    return power if digits == "1" else rf"{digits} \cdot {power}"
 
 
 def _length(f: Fraction) -> int:

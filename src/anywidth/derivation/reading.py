@@ -36,6 +36,7 @@ class Reading:
     steps: Mapping[str, int]  # of the index letters of loops
     padded: bool  # whether windows reach over an edge
     ways: Ways  # by which the engine computes its expectations
+    shifted: frozenset[str]  # parameters whose mean is not zero
 
 
 def reading(net: Network, x: Any) -> Reading:
@@ -57,8 +58,9 @@ def reading(net: Network, x: Any) -> Reading:
         free = tuple(i for i in at if isinstance(i, Index))
         definitions.append(Definition(symbol, free, out.at(at), "output", out.leaves, True, "", out.places))
     items, named = compressed(_numbered(_inlined(_own_places(definitions))))
+    steps, ways = dict(reader.sizes), _ways(net, x)
     return Reading(
-        tuple(items), tuple(named), parameters, names, tuple(symbols), dict(reader.sizes), reader.padded, _ways(net, x)
+        tuple(items), tuple(named), parameters, names, tuple(symbols), steps, reader.padded, ways, reader.shifted
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from anywidth.derivation import terms as tm
 from anywidth.derivation.read import SAME, Definition, Indices, Reader, Val, width
 from anywidth.derivation.terms import Index, Num, Op, Sym, Term
-from anywidth.trace import Eqn, Size, is_wide
+from anywidth.trace import Eqn, Size, add_sizes, affine, is_wide
 
 RULES: dict[str, Callable[[Reader, Eqn, list[Val]], Any]] = {}
 
@@ -175,8 +175,21 @@ def _reshaped(t: Term, idx: Indices) -> Term:
 @register("slice")
 def slice_(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     x, starts = inputs[0], eqn.params["start_indices"]
-    shape = eqn.outputs[0].shape  # type: ignore[union-attr]
+    return _cut(r, x, eqn.outputs[0].shape, starts, eqn.params["strides"])  # type: ignore[union-attr]
 
+
+@register("split")
+def split(r: Reader, eqn: Eqn, inputs: list[Val]) -> list[Val]:
+    (x,), axis, start = inputs, eqn.params["axis"], 0
+    out = []
+    for size in eqn.params["sizes"]:
+        shape = tuple(size if i == axis else s for i, s in enumerate(x.shape))
+        out.append(_cut(r, x, shape, [start if i == axis else 0 for i in range(len(shape))], None))
+        start = add_sizes(start, size)
+    return out
+
+
+def _cut(r: Reader, x: Val, shape: Sequence[Size], starts: Sequence[Size], strides: Sequence[int] | None) -> Val:
     def where(idx: Indices) -> Indices:
         out: list[Term | None] = []
         for i, (s, start) in enumerate(zip(x.shape, starts, strict=True)):
@@ -184,11 +197,41 @@ def slice_(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
                 out.append(None)
             elif shape[i] == 1:
                 out.append(Num(float(start + 1)))
-            else:
+            elif strides is None or strides[i] == 1:
                 out.append(_shifted(idx[i], int(start)))
+            else:
+                step = float(strides[i])
+                out.append(tm.add(tm.mul(Num(step), idx[i] or Num(1.0)), Num(float(start + 1) - step)))
         return tuple(out)
 
-    return r.moved(x, shape, where)
+    for i, (s, start) in enumerate(zip(x.shape, starts, strict=True)):
+        if is_wide(s) and shape[i] != s:
+            x = _part(r, x, start, shape[i])
+    return r.moved(x, tuple(shape), where)
+
+
+def _part(r: Reader, x: Val, start: Size, size: Size) -> Val:
+    """Some of the coordinates of a random vector: those of a product are the product with these rows of the matrix."""
+    (a, b), (c, d) = affine(start), affine(size)
+    number = a / c + 1 if b == d == 0 and c and (a / c).denominator == 1 else None
+    label = str(number) if number is not None else f"from_{start}"
+
+    def of_parameters(t: Term) -> Term | None:
+        if isinstance(t, Op) and t.head == "E":
+            return t
+        if isinstance(t, Sym) and t.parameter:
+            return replace(t, name=f"{t.name}_{label}", leaf=f"{t.leaf}[{label}]")
+        return None
+
+    body = x.at(r.letters(x.shape))
+    addends = body.args if isinstance(body, Op) and body.head == "add" else (body,)
+    parted = [any(isinstance(t, Sym) and t.parameter for t in tm.walk(u)) for u in addends]
+    if not (x.gaussian and all(parted)):
+        named = r.operand(x)
+        return replace(named, at=lambda idx: tm.fn(f"part_{label}", named.at(idx)), gaussian=False, base=None)
+    leaves = x.leaves | {f"{leaf}[{label}]" for leaf in x.leaves}
+    raw = None if x.raw is None else f"{x.raw}[{label}]"
+    return replace(x, at=lambda idx: tm.mapped(x.at(idx), of_parameters), leaves=leaves, raw=raw, base=None)
 
 
 def _shifted(i: Term | None, by: int) -> Term:
@@ -246,6 +289,8 @@ def dot_general(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
                 bound.append(r.fresh([*idx, *ix, *bound]))
                 ix[i] = iy[j] = bound[-1]
         a, b = x.at(tuple(ix)), y.at(tuple(iy))
+        if over_width and not average:
+            a, b = (_along(t, width(next(x.shape[i] for i in cx if is_wide(x.shape[i])))) for t in (a, b))
         if not x.raw and y.raw:
             a, b = b, a
         size = next((width(x.shape[i]) for i in cx if is_wide(x.shape[i])), None)
@@ -255,6 +300,11 @@ def dot_general(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
         return out
 
     return _result(x, y, eqn.outputs[0].shape, entry, average, linear=True)  # type: ignore[union-attr]
+
+
+def _along(t: Term, size: Num) -> Term:
+    """A parameter that is multiplied along an axis of this width; anything else as it is."""
+    return replace(t, width=size.value) if isinstance(t, Sym) and t.parameter else t
 
 
 def _product(x: Val, y: Val) -> bool:
@@ -286,7 +336,7 @@ def reduce_sum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
                 full[i] = bound[-1]
         out = x.at(tuple(full))
         if over_width and x.ket:
-            readout = _readout(out)
+            readout = _readout(out, width(x.shape[over_width[0]]))
             out = readout if readout is not None else tm.mul(width(x.shape[over_width[0]]), r.mean(x, out))
         elif over_width:
             out = tm.mul(width(x.shape[over_width[0]]), out)
@@ -295,15 +345,17 @@ def reduce_sum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
         return out
 
     if over_width and x.ket:
-        probe = _readout(x.at(r.letters(x.shape)))
+        probe = _readout(x.at(r.letters(x.shape)), Num(1.0))
         return Val(shape, entry, probe is not None, probe is not None, x.leaves if probe is not None else frozenset())
     return Val(shape, entry, x.ket, x.gaussian, x.leaves)
 
 
-def _readout(t: Term) -> Term | None:
+def _readout(t: Term, size: Num) -> Term | None:
     """V * h summed over the width is the product with v."""
     factors = t.args if isinstance(t, Op) and t.head == "mul" else (t,)
-    return t if len(factors) > 1 and any(isinstance(f, Sym) and f.parameter for f in factors) else None
+    if len(factors) == 1 or not any(isinstance(f, Sym) and f.parameter for f in factors):
+        return None
+    return tm.mul(*(_along(f, size) for f in factors))
 
 
 @register("reduce_max", "argmax")
@@ -334,7 +386,9 @@ def scan(r: Reader, eqn: Eqn, inputs: list[Val]) -> list[Val]:
     p = eqn.params
     consts, carry = inputs[: p["num_consts"]], inputs[p["num_consts"] : p["num_consts"] + p["num_carry"]]
     xs = inputs[p["num_consts"] + p["num_carry"] :]
-    t = next(Index(c) for c in "tuwz" if c not in {i.letter for i in r.loops})
+    taken = {i.letter for i in r.loops} | {c for c, size in r.sizes.items() if size != p["length"]}
+    t = next(Index(c) for c in "tuwzyoeghn" if c not in taken)
+    outer = tuple(r.loops)
     r.sizes[t.letter] = p["length"]
     bases: list[Sym] = []
     before: list[Val] = []
@@ -345,7 +399,6 @@ def scan(r: Reader, eqn: Eqn, inputs: list[Val]) -> list[Val]:
         bases.append(Sym(letter, (r.counts[letter],)))
 
     def stepped(base: Sym, step: Term) -> Any:
-        outer = tuple(r.loops)
         return lambda idx: replace(base, sub=(*outer, step, *(i for i in idx if i is not None)))
 
     kets = [x.ket or x.wides > 0 for x in carry]

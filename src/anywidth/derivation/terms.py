@@ -12,7 +12,7 @@ W x_i / √n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 
@@ -42,6 +42,7 @@ class Sym:
     sub: tuple[Term, ...] = ()
     primed: bool = False
     leaf: str = ""  # the parameter it is, if it is one
+    width: float = field(default=1.0, compare=False)  # of the axis along which the parameter is multiplied, over n
 
     @property
     def parameter(self) -> bool:

@@ -1,0 +1,140 @@
+"""The recursions that a derivation prints, evaluated as they stand, without any other knowledge of the network."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import anywidth as aw
+import networks
+from anywidth import zoo
+from anywidth.derivation import terms as tm
+from anywidth.derivation.derive import Book, rules
+from anywidth.derivation.reading import reading
+from anywidth.derivation.terms import Index, Num, Op, Sym
+
+X = np.random.default_rng(0).normal(size=(9, 3))
+N = 7.0  # every power of n cancels, so any number does
+
+
+def relu(q, r, c):
+    angle = math.acos(min(c / math.sqrt(q * r), 1.0))
+    value = math.sqrt(q * r) * (math.sin(angle) + (math.pi - angle) * math.cos(angle)) / (2 * math.pi)
+    return value, (math.pi - angle) / (2 * math.pi)
+
+
+def erf(q, r, c):
+    root = (1 + 2 * q) * (1 + 2 * r)
+    return 2 / math.pi * math.asin(2 * c / math.sqrt(root)), 4 / math.pi / math.sqrt(root - 4 * c * c)
+
+
+PAIRS = {"fn:relu": relu, "fn:erf": erf}
+
+
+class Evaluator:
+    """`value(term)` for two examples: unprimed symbols are of the first one, primed symbols of the second."""
+
+    def __init__(self, net, x, y):
+        read, other = reading(net, x), reading(net, y)
+        self.sizes = [len(x), len(y)]
+        self.inputs = [np.asarray(x), np.asarray(y)]
+        self.vars = {p.leaf.name: float(p.leaf.var) for p in read.parameters.items}
+        self.definitions = {(d.symbol.name, d.symbol.sup): d for d in read.definitions if d.kind == "number"}
+        # of the first example, of both, of the second
+        pairs = (read, read), (read, other), (other, other)
+        self.rules = [
+            {
+                (r.definition.symbol.name, r.definition.symbol.sup, r.definition.kind == "start"): r
+                for r in rules(list(zip(p.definitions, q.definitions, strict=True)), Book(p.definitions), p.ways)
+            }
+            for p, q in pairs
+        ]
+        self.inner = functools.cache(self._inner)
+
+    def value(self, t, at, copies=(0, 1)):
+        """`at` gives the numbers of index letters, by letter and prime."""
+
+        def v(u):
+            return self.value(u, at, copies)
+
+        if isinstance(t, Num):
+            return t.value * N ** float(t.power)
+        if isinstance(t, Index):
+            return at[t.letter, t.primed] + t.shift
+        if isinstance(t, Sym):
+            d = self.definitions[t.name, t.sup]
+            copy = copies[t.primed]
+            here = {(i.letter, False): int(v(s)) for i, s in zip(d.indices, t.sub, strict=True)}
+            return self.value(d.body, here, (copy, copy))
+        a = t.args
+        if t.head in ("E", "theta"):
+            x, y = (a[0].args[0],) * 2 if isinstance(a[0], Op) else a
+            sides = [(s.name, s.sup, tuple(int(v(i)) for i in s.sub), copies[s.primed]) for s in (x, y)]
+            return self.inner(*sides)[t.head == "theta"]
+        if t.head == "sum":
+            i, copy = a[0], copies[a[0].primed]
+            return sum(self.value(a[1], at | {(i.letter, i.primed): k + 1}, copies) for k in range(self.sizes[copy]))
+        if t.head == "fn:softmax":
+            i, copy = a[0], copies[a[0].primed]
+            terms = [
+                math.exp(self.value(a[1], at | {(i.letter, i.primed): k + 1}, copies)) for k in range(self.sizes[copy])
+            ]
+            return terms[int(v(i)) - 1] / sum(terms)
+        if t.head == "fn:dot":
+            p, q = ((*self.inputs[copies[s.primed]][[int(v(i)) - 1 for i in s.sub]],) for s in a)
+            return float(np.dot(p[0], q[0])) if a[0].sub else float(self.inputs[copies[0]] @ self.inputs[copies[1]])
+        if t.head == "fn:var":
+            return self.vars[a[0].leaf]
+        if t.head == "fn:where":
+            return v(a[1]) if v(a[0]) else v(a[2])
+        simple = {
+            "add": lambda *s: sum(s), "mul": lambda *s: math.prod(s), "pow": lambda b, e: b**e,
+            "fn:ge": lambda p, q: p >= q, "fn:same": lambda p, q: float(p == q),
+        }  # fmt: skip
+        return simple[t.head](*map(v, a))
+
+    def _inner(self, one, two):
+        """(E[a b], Theta[a, b]) from the printed rule of the symbol."""
+        (name, sup, sub, copy), (name2, sup2, sub2, copy2) = one, two
+        assert (name, sup) == (name2, sup2)  # the recursions close in these networks
+        starts = [bool(s) and s[0] == 0 for s in (sub, sub2)]
+        if copy > copy2:
+            return self.inner(two, one)
+        rule = self.rules[copy + copy2][name, sup, any(starts)]
+        if any(starts):
+            assert tm.is_number(rule.covariance, 0.0)
+            assert tm.is_number(rule.theta, 0.0)
+            return 0.0, 0.0
+        d = rule.definition
+        at = {(i.letter, p): k for p, s in ((False, sub), (True, sub2)) for i, k in zip(d.indices, s, strict=True)}
+        copies = (copy, copy2)
+        if rule.covariance is not None:
+            return self.value(rule.covariance, at, copies), self.value(rule.theta, at, copies)
+        u, v = rule.argument, tm.primed(rule.argument)
+        q, r, c = (self.value(tm.expectation(*p), at, copies) for p in ((u, u), (v, v), (u, v)))
+        value, slope = PAIRS[d.body.head](q, r, c)
+        return value, slope * self.value(tm.theta(u, v), at, copies)
+
+    def kernels(self):
+        return self.inner(("f", (), (), 0), ("f", (), (), 1))
+
+
+BOTTLENECK = networks.get("mlp_bottleneck_expand")
+NETWORKS = {
+    "mlp": (zoo.mlp(3, 3, varb=0.2), X[0], X[1]),
+    "rnn": (zoo.rnn(3, varu=2.0, varb=0.2, varw=0.9), X[:4], X[4:9]),
+    "transformer": (zoo.transformer(3, 2, varu=1.6, varb=0.1, varw=1.3), X[:3], X[3:7]),
+    "causal transformer": (zoo.transformer(3, 1, causal=True), X[:3], X[3:5]),
+    "widths n/2 and 4n": (BOTTLENECK.net, BOTTLENECK.x, BOTTLENECK.y),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_printed_recursions_give_the_kernels(name):
+    net, x, y = NETWORKS[name]
+    found = Evaluator(net, jnp.asarray(x), jnp.asarray(y)).kernels()
+    expected = jax.jit(lambda x, y: tuple(aw.kernels(net)(x, y)))(x, y)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
