@@ -3,7 +3,6 @@
 import importlib
 from typing import Any
 
-from anywidth import predict
 from anywidth.derivation import Drawing, Explanation, draw, explain
 from anywidth.errors import AccuracyWarning, AnywidthError, InputError, NoLimitError, StoreError, UnsupportedError
 from anywidth.finite import Check, check, empirical_nngp, empirical_ntk, linearize, ntk_vp
@@ -44,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`aw.zoo` and `aw.sklearn` are imported when they are first asked for."""
-    if name in ("sklearn", "zoo"):
+    """`aw.predict`, `aw.zoo` and `aw.sklearn` are imported when they are first asked for."""
+    if name in ("predict", "sklearn", "zoo"):
         return importlib.import_module(f"anywidth.{name}")
     raise AttributeError(f"module 'anywidth' has no attribute {name!r}")

@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
-from scipy.stats import qmc
 
 __all__ = ["MOST", "Digits", "digits", "normals"]
 
@@ -49,6 +48,8 @@ class Digits(NamedTuple):
 @lru_cache(64)
 def _directions(dimension: int) -> np.ndarray:
     """The (20, dimension) direction numbers, read off the sequence: point 2^b is point 2^b - 1 xor V_b."""
+    from scipy.stats import qmc  # takes longer to import than all of this package
+
     engine = qmc.Sobol(dimension, scramble=False, bits=_BITS)
     first = engine.random(4)
     pairs = [(first[0], first[1]), (first[1], first[2]), (first[3], engine.random(1)[0])]
