@@ -21,7 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from anywidth import tables
+from anywidth import aligned, tables
 from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
 from anywidth.expect import choose
 from anywidth.kets import Array, Carry, Const, Contract, Graph, Node, Product, Rows, Sum, View, is_zero
@@ -83,11 +83,18 @@ class Gram:
             return self.memo[key]
         if (b, a, eps) in self.memo:
             return self.memo[b, a, eps]
+        asked, swapped = aligned.request(a, b, eps), aligned.request(b, a, eps)
+        for one in (asked, swapped):
+            if one is not None and one.key in self.memo:
+                known = self.memo[one.key]
+                return ZERO if known is ZERO else aligned.along(known, one.axes, a.rank)
         value = self.compute(a, b, eps)
         if value is not ZERO and np.ndim(value) != a.rank:
             value = jnp.reshape(value, (1,) * a.rank)
         if not self.sealed:
             self.memo[key] = value
+            if asked is not None:
+                self.memo[asked.key] = value if value is ZERO else aligned.stored(jnp.asarray(value), asked.axes)
         return value
 
     def compute(self, a: Node, b: Node, eps: bool) -> Any:
