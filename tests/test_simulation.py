@@ -14,9 +14,11 @@ NOT_YET = {
 }
 # Those that compile for more than a few seconds.
 LONG = {
-    "batch_norm_tanh", "diagonal_state_space", "highway_of_gates", "max_pooling_over_positions", "softmax_pooling_of_each_channel",
+    "batch_norm_tanh", "diagonal_state_space", "highway_of_gates", "max_pooling_over_positions",
+    "softmax_pooling_of_each_channel",
     "activation_elu", "activation_gelu_tanh", "activation_hard_tanh", "activation_softplus", "attention_vmapped_heads",
-    "batch_norm_relu", "convolution_primitive_2d", "circular_convolution_flatten", "fixed_mixing_and_class_token", "fori_loop_tied_depth",
+    "batch_norm_relu", "convolution_primitive_2d", "circular_convolution_flatten", "fixed_mixing_and_class_token",
+    "fori_loop_tied_depth",
     "group_norm", "mlp_checkpoint_silu_sigmoid", "resnet_deep_branches", "rms_norm_residual", "rnn_bidirectional",
     "masks_instead_of_while", "scan_over_layers_with_layer_norm", "pre_norm_transformer", "nested_scans",
     "states_written_into_a_buffer", "embedding_by_traced_index_in_a_loop", "library_relu6",

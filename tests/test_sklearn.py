@@ -129,7 +129,9 @@ def forward(p, x):
     return p["v"] @ jax.nn.relu(p["u"] @ x) * p["v"].size ** -0.5
 
 
-@pytest.mark.parametrize("network", [None, SMOOTH, zoo.mlp, aw.Network(readout, forward)], ids=["none", "factory", "function", "network"])
+@pytest.mark.parametrize(
+    "network", [None, SMOOTH, zoo.mlp, aw.Network(readout, forward)], ids=["none", "factory", "function", "network"]
+)
 def test_pickled_models_predict_the_same(wave, network):
     X, y = wave
     model = InfiniteWidthRegressor(network, noise=0.1).fit(X, y)

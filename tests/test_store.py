@@ -418,7 +418,9 @@ def test_another_process_creates_it_first_with_other_tiles(tmp_path, monkeypatch
 def test_claims_exclude_other_processes_and_die_with_them(tmp_path):
     path = tmp_path / "claims"
     path.touch()
-    code = f"import sys; sys.path[:0] = {sys.path}; from pathlib import Path; from anywidth.grams.claims import Claims\n"
+    code = (
+        f"import sys; sys.path[:0] = {sys.path}; from pathlib import Path; from anywidth.grams.claims import Claims\n"
+    )
     code += f"c = Claims(Path({str(path)!r})); c.take(3); print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"

@@ -40,10 +40,12 @@ ZERO = _Zero()
 
 
 def add(x: Any, y: Any) -> Any:
+    """The sum of two inner products, either of which may be zero by structure."""
     return y if x is ZERO else x if y is ZERO else x + y
 
 
 def scaled(coef: Any, x: Any) -> Any:
+    """A number (None: one) times an inner product, which may be zero by structure."""
     return x if x is ZERO or coef is None else coef * x
 
 
@@ -65,6 +67,7 @@ class Gram:
             self.speed = self.parent.speed
 
     def __call__(self, a: Node, b: Node, eps: bool = False) -> Any:
+        """The inner product of two nodes of one rank, or `ZERO`; with `eps`, as a function of epsilon."""
         if is_zero(a) or is_zero(b):
             return ZERO
         if self.parent is not None:
@@ -98,6 +101,7 @@ class Gram:
         return value
 
     def compute(self, a: Node, b: Node, eps: bool) -> Any:
+        """The inner product, which is not in the memory yet."""
         if self.parent is None and self.graph.stepped:
             from anywidth import loops
 
@@ -141,6 +145,7 @@ class Gram:
         return self(a, one)
 
     def contracted(self, x: Contract, y: Node, eps: bool) -> Any:
+        """The inner product with a contraction: it is taken over more axes, and summed over them."""
         k = x.contracted
         full = np.broadcast_shapes(x.operand.shape, np.shape(x.coef) if x.coef is not None else ())
         return self.summed(x.operand, self.graph.view(y, expand(y.rank, k)), eps, x.coef, k, full[len(full) - k :])
@@ -164,6 +169,7 @@ class Gram:
     # --- fact 2 ---
 
     def products(self, a: Product, b: Product, eps: bool) -> Any:
+        """Fact 2, for two products: the variance of the parameter times the inner product of the operands."""
         if a.leaf is not b.leaf:
             return ZERO
         if (a.row is None) != (b.row is None) or (a.col is None) != (b.col is None):

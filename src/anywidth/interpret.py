@@ -36,6 +36,8 @@ NO_DRAWS = (
 
 
 def register(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes a function the rule of the primitives of these names."""
+
     def add(rule: Callable[..., Any]) -> Callable[..., Any]:
         for name in names:
             RULES[name] = rule
@@ -60,6 +62,7 @@ class Interpreter:
     # --- the loop ---
 
     def run(self, program: Program, inputs: Sequence[Value]) -> list[Value]:
+        """The outputs of a program at these inputs."""
         env: dict[Any, Value] = dict(zip(program.inputs, inputs, strict=True))
 
         def read(v: Var | Const) -> Value:
@@ -76,6 +79,7 @@ class Interpreter:
         return [read(v) for v in program.outputs]
 
     def step(self, eqn: Eqn, inputs: list[Value]) -> list[Value]:
+        """The outputs of one equation; an error that knows no line gets the equation's."""
         try:
             out = self.apply(eqn, inputs)
         except SeveralError as e:
@@ -87,6 +91,7 @@ class Interpreter:
         return list(out) if isinstance(out, tuple | list) else [out]
 
     def apply(self, eqn: Eqn, inputs: list[Value]) -> Any:
+        """The outputs of one equation, by whichever of the ways there are."""
         self.eqn = eqn
         call = _compat.CALLS.get(eqn.name)
         if call is not None:
@@ -139,6 +144,7 @@ class Interpreter:
         return x
 
     def ket(self, x: Value) -> Ket:
+        """The value as a ket; a parameter matrix is none."""
         if isinstance(x, Ket):
             return x
         if isinstance(x, Det):
@@ -173,6 +179,7 @@ class Interpreter:
         return f"\n  a hidden layer already {'diverges' if power > 0 else 'vanishes'}, like n^{power}, at {line}"
 
     def mean(self, node: Node) -> Any:
+        """E[Z] of each ket of the node, or `ZERO`."""
         return self.gram.mean(node)
 
     def expression(self, nodes: Sequence[Any]) -> tuple[list[Any], list[Node], list[Any]]:

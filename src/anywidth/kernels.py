@@ -191,8 +191,8 @@ def _checked(x: Any, name: str) -> Any:
             values = np.asarray(a)
             if values.dtype.kind not in "biufcV":
                 raise InputError(
-                    f"the example {where} is not an array of numbers but {a!r:.60}: encode it as numbers, and leave out "
-                    "of the example what apply does not need"
+                    f"the example {where} is not an array of numbers but {a!r:.60}: encode it as numbers, and leave "
+                    "out of the example what apply does not need"
                 )
             if values.dtype.kind in "fc" and not np.isfinite(values).all():
                 bad = "NaN" if np.isnan(values).any() else "infinite"

@@ -67,6 +67,7 @@ class Rows:
 
     @property
     def wide(self) -> bool:
+        """Whether their number grows with the width."""
         return not isinstance(self.size, int)
 
 
@@ -75,6 +76,8 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Node:
+    """What all kets have in common: the shape of their finite axes, and what they depend on."""
+
     shape: tuple[int, ...]
     leaves: frozenset[Leaf]  # every parameter it depends on
     loops: frozenset[int]  # every loop whose carry it depends on
@@ -83,11 +86,14 @@ class Node:
 
     @property
     def rank(self) -> int:
+        """The number of finite axes."""
         return len(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Product(Node):
+    """A parameter times its operand, summed over the contracted axes."""
+
     leaf: Leaf
     copy: int
     operand: Node  # its last `contracted` axes are summed
@@ -100,6 +106,8 @@ class Product(Node):
 
 @dataclass(frozen=True, eq=False)
 class Carry(Node):
+    """A carry of a loop before each of its steps, which are its first axis."""
+
     loop: Any
     number: int
     row: Rows | None
@@ -107,16 +115,22 @@ class Carry(Node):
 
 @dataclass(frozen=True, eq=False)
 class Const(Node):
+    """The same deterministic number in every coordinate."""
+
     array: Array
 
 
 @dataclass(frozen=True, eq=False)
 class Sum(Node):
+    """A sum of nodes, each times a deterministic array (None: one)."""
+
     terms: tuple[tuple[Array | None, Node], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Contract(Node):
+    """The sum over the last `contracted` axes of the operand, times a deterministic array (None: ones)."""
+
     coef: Array | None
     operand: Node
     contracted: int
@@ -124,18 +138,23 @@ class Contract(Node):
 
 @dataclass(frozen=True, eq=False)
 class View(Node):
+    """The operand, its finite axes read through a view."""
+
     operand: Node
     view: ViewMap
 
 
 @dataclass(frozen=True, eq=False)
 class Pointwise(Node):
+    """A coordinatewise function of the arguments; `expr` refers to them and to the coefficients by number."""
+
     expr: Any
     args: tuple[Node, ...]
     coefs: tuple[Array, ...]
 
 
 def is_zero(node: Node) -> bool:
+    """Whether the node is zero, and known to be."""
     return isinstance(node, Const) and isinstance(node.array, np.ndarray) and not node.array.any()
 
 
@@ -178,6 +197,7 @@ class Graph:
         indices: tuple[tuple[Hashable, Array], ...],
         line: str,
     ) -> Node:
+        """The node of a parameter times an operand of which the last `contracted` axes are summed."""
         key = (leaf, copy, operand, contracted, row, col, tuple((k, self.key(a)) for k, a in indices))
         full = broadcast_shapes(operand.shape, *(np.shape(a) for _, a in indices))
         return self._make(
@@ -189,15 +209,18 @@ class Graph:
     def carry(
         self, loop: Any, number: int, shape: tuple[int, ...], leaves: frozenset[Leaf], gaussian: bool, row: Rows | None
     ) -> Node:
+        """The node of a loop's carry; `shape` begins with the number of steps."""
         return self._make(
             Carry, (id(loop), number), (), shape=shape, leaves=leaves, loops=frozenset({id(loop)}), local=False,
             gaussian=gaussian, loop=loop, number=number, row=row,
         )  # fmt: skip
 
     def const(self, array: Array) -> Node:
+        """The node of an array that is the same in every coordinate."""
         return self._make(Const, self.key(array), (), shape=tuple(np.shape(array)), array=array)
 
     def sum(self, terms: Sequence[tuple[Array | None, Node]]) -> Node:
+        """The node of a sum; terms that are zero are left out."""
         terms = tuple((c, x) for c, x in terms if not is_zero(x)) or tuple(terms[:1])
         if len(terms) == 1 and (terms[0][0] is None or is_zero(terms[0][1])):
             return terms[0][1]
@@ -207,9 +230,11 @@ class Graph:
         return self._make(Sum, key, children, shape=shape, terms=terms, gaussian=all(x.gaussian for x in children))
 
     def scale(self, coef: Array, node: Node) -> Node:
+        """The node times a deterministic array."""
         return self.sum([(coef, node)])
 
     def contract(self, coef: Array | None, operand: Node, contracted: int) -> Node:
+        """The sum over the last axes of a deterministic array (None: ones) times the operand."""
         if contracted == 0 and coef is None:
             return operand
         if is_zero(operand):
@@ -221,6 +246,7 @@ class Graph:
         )  # fmt: skip
 
     def pointwise(self, expr: Any, args: Sequence[Node], coefs: Sequence[Array]) -> Node:
+        """The node of a coordinatewise function."""
         shape = broadcast_shapes(*(a.shape for a in args), *(np.shape(c) for c in coefs))
         key = (expr, tuple(args), tuple(self.key(c) for c in coefs))
         node = self._make(Pointwise, key, args, shape=shape, expr=expr, args=tuple(args), coefs=tuple(coefs))
@@ -361,7 +387,8 @@ class Graph:
         """The view with `extra` trailing axes that it leaves alone."""
         more = expand(view.rank, extra)
         entries = tuple(
-            self._index(self.viewed(e.array, more, aligned=True), e.fills) if isinstance(e, Index) else e for e in view.entries
+            self._index(self.viewed(e.array, more, aligned=True), e.fills) if isinstance(e, Index) else e
+            for e in view.entries
         )
         return ViewMap(view.rank + extra, entries + tuple(range(view.rank, view.rank + extra)))
 

@@ -66,7 +66,8 @@ def read_parameters(
                 what = f"an array of shape {leaf.shape}" if hasattr(leaf, "shape") else repr(leaf)
                 raise TypeError(
                     f"init(n){jax.tree_util.keystr(path)} is {what}; every leaf must be a Normal(shape, var, mean), "
-                    "which says how a parameter is drawn and draws nothing. A number that is not random belongs in apply"
+                    "which says how a parameter is drawn and draws nothing. A number that is not random belongs in "
+                    "apply"
                 )
     if drawn[0][0] and all(a.shape == b.shape for (_, a), (_, b) in zip(drawn[0][0], drawn[1][0], strict=True)):
         raise NoLimitError(

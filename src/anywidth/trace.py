@@ -45,19 +45,23 @@ Size = int | Dim
 
 
 def affine(size: Size) -> tuple[Fraction, Fraction]:
+    """(a, b) of a size a n + b."""
     return (size.a, size.b) if isinstance(size, Dim) else (Fraction(0), Fraction(size))
 
 
 def make_size(a: Fraction, b: Fraction) -> Size:
+    """The size a n + b, a whole number where a is zero."""
     return Dim(a, b) if a != 0 else int(b)
 
 
 def add_sizes(x: Size, y: Size, sign: int = 1) -> Size:
+    """X + y, or x - y with sign -1."""
     (a, b), (c, d) = affine(x), affine(y)
     return make_size(a + sign * c, b + sign * d)
 
 
 def is_wide(size: Any) -> bool:
+    """Whether the size grows with the width."""
     return isinstance(size, Dim)
 
 
@@ -108,6 +112,8 @@ def _number_message(values: Sequence[Any]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Var:
+    """A variable of a program; its shape has widths left open."""
+
     shape: tuple[Size, ...]
     dtype: Any
 
@@ -124,6 +130,8 @@ class Const:
 
 @dataclass(frozen=True, eq=False)
 class Eqn:
+    """One operation of a program."""
+
     name: str
     primitive: Any
     inputs: tuple[Var | Const, ...]
@@ -136,6 +144,8 @@ class Eqn:
 
 @dataclass(frozen=True, eq=False)
 class Program:
+    """What `apply` does: equations in order, from the inputs to the outputs."""
+
     inputs: tuple[Var, ...]
     outputs: tuple[Var | Const, ...]
     eqns: tuple[Eqn, ...]

@@ -67,6 +67,8 @@ def ratio(x: Size, y: Size) -> Fraction | None:
 
 @dataclass(frozen=True, eq=False)
 class Det:
+    """A deterministic array: n^power times `val`, of which width axes have size one."""
+
     val: Array
     power: Fraction
     shape: tuple[Size, ...]
@@ -76,6 +78,7 @@ class Det:
 
     @property
     def known(self) -> bool:
+        """Whether its numbers are known while the network is being traced."""
         return isinstance(self.val, np.ndarray)
 
 
@@ -112,23 +115,30 @@ class Laid:
 
 @dataclass(frozen=True, eq=False)
 class Ket(Laid):
+    """Random vectors: n^power times the kets of a node."""
+
     node: Node
     layout: Layout
     power: Fraction = ZERO_POWER
 
     @property
     def rank(self) -> int:
+        """The number of finite axes behind the layout."""
         return self.node.rank
 
     def with_view(self, g: Graph, view: ViewMap, layout: Layout) -> Ket:
+        """The value, its finite axes read through a view, with the layout that it then has."""
         return Ket(g.view(self.node, view), layout, self.power)
 
     def split_wide(self, g: Graph, wide: Wide, blocks: int) -> Ket:
+        """The kets with the block that a coordinate is in as one more finite axis, the last."""
         return Ket(g.split(self.node, blocks), self.layout, self.power)
 
 
 @dataclass(frozen=True, eq=False)
 class Mat(Laid):
+    """A parameter with two width axes, times `coef`, waiting for an operand."""
+
     leaf: Leaf
     rows: tuple[Rows, ...]  # of each width axis of the parameter
     indices: tuple[tuple[Any, Array], ...]
@@ -140,9 +150,11 @@ class Mat(Laid):
 
     @property
     def rank(self) -> int:
+        """The number of finite axes behind the layout."""
         return self.axes
 
     def with_view(self, g: Graph, view: ViewMap, layout: Layout) -> Mat:
+        """The value, its finite axes read through a view, with the layout that it then has."""
         mask: Array | None = None
         if view.fills:
             mask, view = g.mask_of(view)
@@ -153,6 +165,7 @@ class Mat(Laid):
         return replace(self, indices=indices, coef=coef, axes=view.rank, layout=layout)
 
     def split_wide(self, g: Graph, wide: Wide, blocks: int) -> Mat:
+        """The parameter with the block that a coordinate is in as one more finite axis, the last."""
         out = self.with_view(g, expand(self.rank, 1), self.layout)
         rows = list(out.rows)
         i = next(i for i, r in enumerate(rows) if r.axis == wide.number)
@@ -162,20 +175,25 @@ class Mat(Laid):
         return replace(out, rows=tuple(rows), indices=(*out.indices, block))
 
     def row(self, number: int) -> Rows:
+        """Which coordinates of a width axis of the parameter are its own."""
         return next(r for r in self.rows if r.axis == number)
 
 
 @dataclass(frozen=True, eq=False)
 class Cat:
+    """Values one after the other along an axis."""
+
     parts: tuple[Any, ...]
     axis: int
 
     @property
     def sizes(self) -> tuple[Size, ...]:
+        """The sizes of the parts along the axis."""
         return tuple(p.shape[self.axis] for p in self.parts)
 
     @property
     def shape(self) -> tuple[Size, ...]:
+        """The shape of the array in the user's code."""
         total: Size = 0
         for s in self.sizes:
             total = add_sizes(total, s)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 import moments_oracle as oracle
+
 from anywidth.expect.closed import (
     ErfPower,
     ExpPower,

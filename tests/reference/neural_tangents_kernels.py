@@ -105,7 +105,8 @@ NETWORKS = {
     ),
     "conv_local_gap": lambda: cnn(
         (6, 2), stax.ConvLocal(8, (3,), padding="SAME", W_std=W, b_std=B, parameterization="ntk"), stax.Relu(),
-        stax.ConvLocal(8, (3,), padding="SAME", W_std=W, b_std=B, parameterization="ntk"), stax.Relu(), stax.GlobalAvgPool(),
+        stax.ConvLocal(8, (3,), padding="SAME", W_std=W, b_std=B, parameterization="ntk"), stax.Relu(),
+        stax.GlobalAvgPool(),
     ),
     "conv_transpose_gap": lambda: cnn(
         (5, 4, 2), conv((3, 3)), stax.Relu(),
@@ -181,7 +182,8 @@ NETWORKS = {
     ),
     # slices
     "slice_of_positions": lambda: cnn(
-        (6, 5, 2), conv((3, 3)), stax.Relu(), stax.Index(stax.Slice[:, 1:5:2, :3]), conv((2, 2)), stax.Relu(), stax.Flatten()
+        (6, 5, 2), conv((3, 3)), stax.Relu(), stax.Index(stax.Slice[:, 1:5:2, :3]), conv((2, 2)), stax.Relu(),
+        stax.Flatten(),
     ),
     "index_of_a_position": lambda: cnn(
         (6, 2), conv((3,)), stax.Relu(), conv((3,)), stax.Relu(), stax.Index(stax.Slice[:, 2])

@@ -78,9 +78,7 @@ def gram(
     """
     if not callable(kernel):
         what = "a Network: write gram(ntk(net), X)" if isinstance(kernel, Network) else f"a {type(kernel).__name__}"
-        raise TypeError(
-            f"gram takes a kernel, a function of a pair of examples such as ntk(net), not {what}"
-        )
+        raise TypeError(f"gram takes a kernel, a function of a pair of examples such as ntk(net), not {what}")
     xs = dataset(X)
     ys = xs if Y is None else dataset(Y, "Y", like=xs)
     symmetric = Y is None
