@@ -31,7 +31,7 @@ html_css_files = ["anywidth.css"]
 html_show_sourcelink = False
 exclude_patterns = ["_build", "README.md"]
 
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_block", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]
 

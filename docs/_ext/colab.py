@@ -1,10 +1,12 @@
-"""At the top of every notebook page: a badge that opens it in Colab. The .ipynb is made when the site is built."""
+"""At the top of every notebook page: a badge that opens it in Colab. The .ipynb is made when the site is built.
+
+The badge is a link with a style of its own (`anywidth.css`), so that pages load nothing from elsewhere.
+"""
 
 from pathlib import Path
 
 import jupytext
 
-BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 SOURCE = "https://colab.research.google.com/github/anywidth/anywidth/blob/gh-pages/notebooks/{name}.ipynb"
 
 
@@ -13,7 +15,7 @@ def add_badge(app, docname, source):
         url = SOURCE.format(name=docname.split("/")[1])
         head, _, rest = source[0].partition("\n# ")
         title, _, body = rest.partition("\n")
-        source[0] = f"{head}\n# {title}\n\n[Open in Colab]({url})\n{body}"
+        source[0] = f"{head}\n# {title}\n\n{{.colab}}\n[Open in Colab]({url})\n{body}"
 
 
 def write_notebooks(app, exception):

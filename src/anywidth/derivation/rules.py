@@ -180,7 +180,8 @@ def slice_(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
 
 @register("split")
 def split(r: Reader, eqn: Eqn, inputs: list[Val]) -> list[Val]:
-    (x,), axis, start = inputs, eqn.params["axis"], 0
+    (x,), axis = inputs, eqn.params["axis"]
+    start: Size = 0
     out = []
     for size in eqn.params["sizes"]:
         shape = tuple(size if i == axis else s for i, s in enumerate(x.shape))
@@ -196,18 +197,23 @@ def _cut(r: Reader, x: Val, shape: Sequence[Size], starts: Sequence[Size], strid
             if is_wide(s) or s == 1:
                 out.append(None)
             elif shape[i] == 1:
-                out.append(Num(float(start + 1)))
+                out.append(Num(float(_int(start) + 1)))
             elif strides is None or strides[i] == 1:
-                out.append(_shifted(idx[i], int(start)))
+                out.append(_shifted(idx[i], _int(start)))
             else:
                 step = float(strides[i])
-                out.append(tm.add(tm.mul(Num(step), idx[i] or Num(1.0)), Num(float(start + 1) - step)))
+                out.append(tm.add(tm.mul(Num(step), idx[i] or Num(1.0)), Num(float(_int(start) + 1) - step)))
         return tuple(out)
 
     for i, (s, start) in enumerate(zip(x.shape, starts, strict=True)):
         if is_wide(s) and shape[i] != s:
             x = _part(r, x, start, shape[i])
     return r.moved(x, tuple(shape), where)
+
+
+def _int(size: Size) -> int:
+    assert isinstance(size, int)
+    return size
 
 
 def _part(r: Reader, x: Val, start: Size, size: Size) -> Val:
