@@ -37,7 +37,8 @@ class Dim:
     b: Fraction = Fraction(0)
 
     def __str__(self) -> str:
-        head = "n" if self.a == 1 else f"{self.a}n"
+        top, bottom = self.a.numerator, self.a.denominator
+        head = ("n" if top == 1 else f"{top}n") + ("" if bottom == 1 else f"/{bottom}")
         return head if self.b == 0 else f"{head}{'+' if self.b > 0 else '-'}{abs(self.b)}"
 
 

@@ -114,6 +114,19 @@ def test_positions_are_counted_from_one():
     assert "U x_{5 - t}" in backwards
 
 
+def test_what_is_computed_twice_is_defined_once():
+    """The mean over a batch, once by itself and once in the standard deviation; nor is an empty batch spoken of."""
+
+    def apply(p, x):
+        h = x @ p["W"]
+        return jax.nn.relu((h - h.mean(0)) / h.std(0)) @ p["v"] / jnp.sqrt(h.shape[1])
+
+    found = read(aw.Network(lambda n: {"W": aw.Normal((3, n)), "v": aw.Normal((n,))}, apply), X[:5])
+    assert "s_i = relu(√5 h^2_i / (√(Σ_k (h^2_k)^2)))" in found
+    assert "h^3" not in found
+    assert methods.NORMALISED in " ".join(found.split())
+
+
 def test_a_loop_over_the_states_of_a_loop():
     case = networks.get("rnn_two_scans")
     found = read(case.net, jnp.asarray(case.x))

@@ -16,7 +16,8 @@ HOWTO = sorted(p for p in (DOCS / "howto").glob("*.md") if p.stem != "index")
 
 
 def blocks(path):
-    return [textwrap.dedent(b) for b in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.S)]
+    text = path.read_text(encoding="utf-8")
+    return [textwrap.dedent(b) for b in re.findall(r"```python\n(.*?)```", text, flags=re.S)]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from anywidth.derivation.printing import latex, text
 from anywidth.derivation.read import Definition
 from anywidth.derivation.reading import Reading, reading
 from anywidth.derivation.terms import Op, Sym, Term
+from anywidth.expect.methods import NORMALISED
 from anywidth.network import Network
 
 # Words and formulas: a formula is a term, or its LaTeX and its text.
@@ -252,7 +253,14 @@ def _covariances(generic: Sequence[Rule]) -> Iterable[Line]:
 
 def _method(r: Rule) -> Words:
     """The engine may not need an expectation, at the shapes it was asked at."""
-    return (f"; {r.method}",) if r.method else ()
+    gauss: Words = ("; ", _GAUSS) if NORMALISED in r.method else ()
+    return (f"; {r.method}", *gauss) if r.method else ()
+
+
+_GAUSS = (
+    r"r^{-1/2} = \frac{2}{\sqrt{\pi}} \int_0^\infty e^{-w^2 r}\, dw",
+    "r^(-1/2) = 2/√π ∫ exp(-w² r) dw, w > 0",
+)
 
 
 _THETA: dict[bool, Words] = {True: (", ", (r"\cos\theta = c / \sqrt{q q'}", "cos θ = c/√(q q')")), False: ()}

@@ -118,12 +118,21 @@ def _input(s: Sym, a: Any) -> Val:
 
 
 def _inlined(definitions: Sequence[Definition]) -> list[Definition]:
-    """Without definitions that are only other names: h = k, and what a loop carries where it has a name in the body."""
+    """Without definitions that are only other names: h = k, what a loop carries where it has a name in the body.
+
+    What is computed twice, as the mean is when the variance is, is defined once.
+    """
     table: dict[Sym, Definition] = {}
     out: list[Definition] = []
     for d in definitions:
         body = tm.mapped(d.body, lambda t: _replaced(t, table))
         d = replace(d, body=body)
+        same = next((k for k, e in enumerate(out) if _same(d, e)), None)
+        if same is not None:
+            e = out[same]
+            table[bare(d.symbol)] = replace(d, body=replace(e.symbol, sub=e.symbol.sub or e.indices))
+            out[same] = replace(e, places=e.places | d.places)
+            continue
         if d.kind in ("gaussian", "activation", "number") and isinstance(body, Sym) and not body.parameter:
             table[bare(d.symbol)] = d
             continue
@@ -136,6 +145,11 @@ def _inlined(definitions: Sequence[Definition]) -> list[Definition]:
             whole = replace(d, body=maker.body, kind=maker.kind, places=d.places | maker.places)
             out = [whole if e is d else e for e in out if e is not maker]
     return out
+
+
+def _same(d: Definition, e: Definition) -> bool:
+    kinds = ("gaussian", "activation", "number")
+    return d.kind == e.kind and d.kind in kinds and (d.body, d.indices, d.over) == (e.body, e.indices, e.over)
 
 
 def _replaced(t: Term, table: Mapping[Sym, Definition]) -> Term | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -104,7 +106,11 @@ def powers(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
 def select(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     which, *cases = inputs
     linear = not which.ket and all((c.ket and c.gaussian) or not c.ket for c in cases)
-    return r.pointwise(lambda w, *cs: Op("fn:where", (w, *reversed(cs))), inputs, eqn.outputs[0].shape, linear)  # type: ignore[union-attr]
+
+    def f(w: Term, *cs: Term) -> Term:
+        return cs[int(w.value)] if isinstance(w, Num) else Op("fn:where", (w, *reversed(cs)))
+
+    return r.pointwise(f, inputs, eqn.outputs[0].shape, linear)  # type: ignore[union-attr]
 
 
 @register("iota")
@@ -114,9 +120,30 @@ def iota(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     return Val(tuple(eqn.params["shape"]), lambda idx: Num(0.0) if idx[axis] is None else _shifted(idx[axis], -1))
 
 
+_SIGNS: dict[str, Callable[[int, int], bool]] = {
+    "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le, "eq": operator.eq, "ne": operator.ne,
+}  # fmt: skip
+
+
+def _sign(t: Term) -> int | None:
+    """The sign, for large n, of a number that is known."""
+    numbers = t.args if isinstance(t, Op) and t.head == "add" else (t,)
+    if not all(isinstance(x, Num) and np.isfinite(x.value) for x in numbers):
+        return None
+    powers: Counter[Fraction] = Counter()
+    for x in numbers:
+        assert isinstance(x, Num)
+        powers[x.power] += x.value  # type: ignore[assignment]
+    leading = max((p for p, v in powers.items() if v), default=None)
+    return 0 if leading is None else int(np.sign(powers[leading]))
+
+
 @register("gt", "ge", "lt", "le", "eq", "ne")
 def compare(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     def f(a: Term, b: Term) -> Term:
+        sign = _sign(tm.add(a, tm.neg(b)))
+        if sign is not None:
+            return Num(float(_SIGNS[eqn.name](sign, 0)))
         if isinstance(a, Index) and isinstance(b, Index) and a.shift == b.shift:
             a, b = replace(a, shift=0), replace(b, shift=0)
         return tm.fn(eqn.name, a, b)

@@ -20,9 +20,7 @@ from typing import Any
 COVARIANCE = "covariances alone"
 CLOSED = "closed form"
 ISSERLIS = "moments of Gaussians by Isserlis' theorem"
-NORMALISED = (
-    "an integral over one auxiliary variable for each copy, r^(-1/2) = 2/√π ∫ exp(-w² r) dw, by the trapezoid rule"
-)
+NORMALISED = "an integral over one auxiliary variable w for each copy, by the trapezoid rule"
 QUADRATURE = "adaptive quadrature"
 SAMPLED = "randomised quasi-Monte Carlo over the Gaussians"
 PATHS = "randomised quasi-Monte Carlo over sample paths of the loop"
