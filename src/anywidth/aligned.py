@@ -9,7 +9,7 @@ how the axes of the two sides are paired, and not by which axis of the result ea
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np

@@ -16,6 +16,7 @@ import numpy as np
 
 from anywidth.inner import ZERO, Gram
 from anywidth.kets import Contract, Graph, Node, Product, Sum, View
+from anywidth.trace import finite
 from anywidth.values import Ax, Cat, Ket, Value
 from anywidth.views import Index, ViewMap
 
@@ -41,10 +42,11 @@ def kernel_of(grams: Callable[[Fraction], Gram], a: Value, b: Value, eps: bool, 
     x = g.view(a.node, ViewMap(ra + rb, tuple(range(ra))))
     y = g.view(b.node, ViewMap(ra + rb, tuple(range(ra, ra + rb))))
     value = gram(x, y, eps)
-    atoms = [atom for axis in a.layout for atom in axis], [atom for axis in b.layout for atom in axis]
-    order = [atom.axis for atom in atoms[0]] + [ra + atom.axis for atom in atoms[1]]
+    # an output has no width axis (`output.py`)
+    atoms = [[atom for axis in x.layout for atom in axis if isinstance(atom, Ax)] for x in (a, b)]
+    order = [offset + atom.axis for offset, own in zip((0, ra), atoms, strict=True) for atom in own]
     sizes = [atom.size for atom in (*atoms[0], *atoms[1])]
-    shape = [int(s) for s in (*a.shape, *b.shape)]
+    shape = [finite(s) for s in (*a.shape, *b.shape)]
     if value is ZERO:
         return jnp.zeros(shape, dtype)
     value = jnp.asarray(value)

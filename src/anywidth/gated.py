@@ -80,11 +80,8 @@ def _function_of_states(graph: Graph, x: Pointwise) -> State | None:
         place = [order.index(i) for i in range(x.rank)]
         node = graph.push(graph.view(x, ViewMap(x.rank, tuple(place))))  # type: ignore[arg-type]
         return State(loop, node, tuple(order))
-    arrays = [t.array if isinstance(t, Index) else None for t in times]
-    if (
-        all(isinstance(t, np.ndarray) and t.size == 1 for t in arrays)
-        and len({int(t.reshape(())) for t in arrays}) == 1
-    ):
+    arrays = [t.array for t in times if isinstance(t, Index) and isinstance(t.array, np.ndarray) and t.array.size == 1]
+    if len(arrays) == len(times) and len({int(t.item()) for t in arrays}) == 1:
         # one step: the same function at every step, read at that one
         rank = x.rank + 1
         args = []
@@ -97,7 +94,7 @@ def _function_of_states(graph: Graph, x: Pointwise) -> State | None:
         node = graph.pointwise(
             x.expr, args, [c if np.ndim(c) == 0 else graph.viewed(c, _later(x.rank)) for c in x.coefs]
         )
-        step = graph.index(np.full((1,) * x.rank, int(arrays[0].reshape(()))))  # type: ignore[union-attr]
+        step = graph.index(np.full((1,) * x.rank, int(arrays[0].item())))
         return State(loop, node, (step, *range(x.rank)))
     return None
 

@@ -13,7 +13,7 @@ With `eps=True` the entries of the two copies of every parameter that learns hav
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -58,8 +58,8 @@ class Gram:
     parent: Gram | None = None
     frames: tuple[Any, ...] = ()  # the loops being solved, innermost last
     sealed: bool = False  # while set, nothing new is remembered (another trace is running)
-    memo: dict[Hashable, Any] = field(default_factory=dict)
-    solved: dict[Hashable, Any] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
+    solved: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     speed: Fraction = Fraction(0)  # of the parameters that learn: neither faster nor slower ones have a limit
 
     def __post_init__(self) -> None:
@@ -243,9 +243,9 @@ class Gram:
         where = {}  # contracted axis of b -> the contracted axis of a that it runs along with
         matched = set()
         for k in ia:
-            x, y = _running_axis(ia[k], rank), _running_axis(ib[k], rank)
-            if x is not None and y is not None and np.array_equal(np.ravel(ia[k]), np.ravel(ib[k])):
-                where[y] = x
+            own, its = _running_axis(ia[k], rank), _running_axis(ib[k], rank)
+            if own is not None and its is not None and np.array_equal(np.ravel(ia[k]), np.ravel(ib[k])):
+                where[its] = own
                 matched.add(k)
         free = [c for c in range(rank, rank + b.contracted) if c not in where]
         total = rank + a.contracted + len(free)

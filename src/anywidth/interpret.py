@@ -53,11 +53,21 @@ class Interpreter:
     graph: Graph
     gram: Gram
     copy: int
-    eqn: Eqn | None = None
+    running: Eqn | None = None
     used: dict[Any, Any] = field(default_factory=dict)  # leaf -> (contracted width axis, line)
     unrolled: bool = False
     dropped: list[Any] = field(default_factory=list)  # (leaf, power of n relative to what was kept, equation)
     unscaled: tuple[Fraction, str] | None = None  # the first nonlinear function of a power of n, and its line
+
+    @property
+    def eqn(self) -> Eqn:
+        """The equation that is being interpreted."""
+        assert self.running is not None
+        return self.running
+
+    @eqn.setter
+    def eqn(self, eqn: Eqn) -> None:
+        self.running = eqn
 
     # --- the loop ---
 
@@ -75,7 +85,7 @@ class Interpreter:
             self.eqn, self.graph.current = eqn, eqn
             expr.PRIMITIVES.setdefault(eqn.name, eqn.primitive)
             outputs = self.step(eqn, [read(v) for v in eqn.inputs])
-            env.update({v: x for v, x in zip(eqn.outputs, outputs, strict=True) if v is not None})
+            env.update(zip(eqn.outputs, outputs, strict=True))
         return [read(v) for v in program.outputs]
 
     def step(self, eqn: Eqn, inputs: list[Value]) -> list[Value]:
@@ -111,13 +121,11 @@ class Interpreter:
             "other operations, or open an issue with this network"
         )
 
-    def evaluate(self, eqn: Eqn, inputs: Sequence[Value]) -> list[Value]:
+    def evaluate(self, eqn: Eqn, inputs: Sequence[Value]) -> list[Det]:
         """Deterministic arrays without width axes: the primitive itself."""
         for x in inputs:
             assert isinstance(x, Det)
-            if any(is_wide(s) for s in x.shape) or any(
-                v is not None and any(map(is_wide, v.shape)) for v in eqn.outputs
-            ):
+            if any(is_wide(s) for s in x.shape) or any(any(map(is_wide, v.shape)) for v in eqn.outputs):
                 if eqn.name.startswith("random_"):
                     raise UnsupportedError(NO_DRAWS)
                 raise UnsupportedError(f"anywidth has no rule for '{eqn.name}' along a width axis")
@@ -135,11 +143,12 @@ class Interpreter:
         """Refuses an array that stays random as n grows."""
         if x.noise is not None and x.noise >= 0:
             where = f"\n  at {x.line.line}" if x.line is not None else ""
+            user, line = (self.running.name, self.running.line) if self.running else ("", "")
             raise NoLimitError(
                 "an inner product of independent vectors over the width is divided by less than its width (attention "
                 f"scores q.k/sqrt(n), say): it stays random, of order n^{x.noise}, and has no deterministic limit. "
-                f"Divide by n, or use the same weights for both sides (primitive '{self.eqn.name if self.eqn else ''}' "
-                f"uses it at {self.eqn.line if self.eqn else ''}).{where}"
+                f"Divide by n, or use the same weights for both sides (primitive '{user}' "
+                f"uses it at {line}).{where}"
             )
         return x
 
@@ -168,7 +177,7 @@ class Interpreter:
                 raise NoLimitError(
                     "a random scalar shared by all channels meets a hidden layer: the limit stays random"
                 )
-            out.append(standard(self.graph, x, sizes) if isinstance(x, Ket | Mat) else det_array(x, sizes))
+            out.append(det_array(x, sizes) if isinstance(x, Det) else standard(self.graph, x, sizes))
         return out, sizes
 
     def first_unscaled(self) -> str:
@@ -262,7 +271,7 @@ class Interpreter:
                 "a nonlinear function is applied to a readout (a sum over the width): the output is then no Gaussian "
                 "process. Return the readout itself"
             )
-        if power != 0 and self.unscaled is None and self.eqn is not None:
+        if power != 0 and self.unscaled is None:
             self.unscaled = power, self.eqn.line
         operands, _ = self.aligned(values)
         nodes = [x.node if isinstance(x, Ket) else x for x in operands]

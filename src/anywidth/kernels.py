@@ -152,12 +152,14 @@ def _kernel(net: Network, which: str, accuracy: Accuracy, lr: Rates = None) -> C
 
     def kernel(x: Any, y: Any) -> Any:
         x, y = _checked(x, "x"), _checked(y, "y")
-        if jax.tree.structure(x) != jax.tree.structure(y):
-            raise InputError(
-                f"the two examples have different structures: {jax.tree.structure(x)} and {jax.tree.structure(y)}"
-            )
+        structures: list[Any] = [jax.tree.structure(x), jax.tree.structure(y)]
+        if structures[0] != structures[1]:
+            raise InputError(f"the two examples have different structures: {structures[0]} and {structures[1]}")
         value, error = estimate(x, y)
-        return Kernels(*value, Errors(*error)) if which == "both" else value
+        if which != "both":
+            return value
+        nngp, ntk = value
+        return Kernels(nngp, ntk, Errors(*error))
 
     def values(x: Any, y: Any) -> Any:
         out = kernel(x, y)

@@ -84,9 +84,7 @@ class Sampled:
         if isinstance(x, Const):
             return self.now(x.array)[..., None]
         if isinstance(x, Sum):
-            return sum(  # type: ignore[return-value]
-                self(t) if c is None else _coefficient(self.now(c)) * self(t) for c, t in x.terms
-            )
+            return sum(self(t) if c is None else _coefficient(self.now(c)) * self(t) for c, t in x.terms)
         if isinstance(x, Contract):
             value = jnp.moveaxis(self(x.operand), -1, 0)
             coef = None if x.coef is None else self.now(x.coef)[None]
@@ -370,7 +368,8 @@ def simulate(stage: Stage, normals: Array, given: Path | None = None) -> Path:
                 pieces = [*cross, own]
             c = jnp.concatenate([jnp.moveaxis(p, 1, 0).reshape(k, -1) for p in pieces], 1)
             start = c.shape[1] - T * width + t * width + offset
-            value, factors[i] = draw(*factors[i], c, block, fresh[u].reshape(k, M), start)
+            L, xi = factors[i]
+            value, factors[i] = draw(L, xi, c, block, fresh[u].reshape(k, M), start)
             sampled.known[u] = value.reshape(*u.shape[1:], M)
         if not ready:
             stage.enter(sampled, carries)

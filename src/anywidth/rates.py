@@ -137,7 +137,7 @@ def width_of(net: Network, params: Any) -> int:
             for *sizes, size in zip(*(p.shape for p in normals), np.shape(array), strict=True):
                 dim = fit_dim(sizes)
                 if is_wide(dim):
-                    n = (size - dim.b) / dim.a  # type: ignore[union-attr]
+                    n = (size - dim.b) / dim.a
                     if n.denominator == 1:
                         return int(n)
     raise InputError("the parameters have the shapes of init(n) for no width n")

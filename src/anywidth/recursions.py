@@ -218,7 +218,7 @@ def table(gram: Gram, left: Ask, right: Ask, eps: bool, after: bool = False) -> 
         return jnp.concatenate([first, value[:-1]], 0)
 
     solve = Solve(frame, init, advance, shift)
-    request = {key: (left, right, eps)}
+    request: dict[Hashable, Any] = {key: (left, right, eps)}
     live, _ = plan(gram, solve, request)
     for r in live.values():
         edge(r)

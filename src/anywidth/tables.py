@@ -172,7 +172,8 @@ def _apart(found: Sequence[int | Index], touching: Sequence[int], c: int, outer:
 
 def _slid(table: Array, found: list[Any], touching: Sequence[int], c: int, outer: int) -> tuple[Array, list[Any]]:
     """The sum over c, one offset after the other; the axes that run along with it become axes of the result."""
-    readers, steps = [], []
+    readers: list[tuple[int, int | None, int]] = []
+    steps: list[Array] = []
     gone = []
     for t in touching:
         index = found[t].array

@@ -171,7 +171,7 @@ def slopes(gram: Gram, left: Path, right: Path, a: Node, b: Node) -> Array:
 
         def at(e: Array) -> Array:
             def table(_: Gram, x: Node, y: Node, eps: bool) -> Any:
-                pair = steady[x, y, eps]
+                pair: Any = steady[x, y, eps]
                 return ZERO if pair is ZERO else _moved(pair, e)
 
             cell = one.cell(two, t, s, lambda x, y: _moved(moment(x, y), e), {})

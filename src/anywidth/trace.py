@@ -18,13 +18,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from anywidth import _compat
 from anywidth.errors import NoLimitError, UnsupportedError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 WIDTHS = (11520, 23040, 46080)  # multiples of 256, 9 and 5; 46080**2 still is an int32
 
@@ -61,9 +64,15 @@ def add_sizes(x: Size, y: Size, sign: int = 1) -> Size:
     return make_size(a + sign * c, b + sign * d)
 
 
-def is_wide(size: Any) -> bool:
+def is_wide(size: Any) -> TypeIs[Dim]:
     """Whether the size grows with the width."""
     return isinstance(size, Dim)
+
+
+def finite(size: Size) -> int:
+    """The size as a whole number, which it is as it has been seen not to grow with the width."""
+    assert not isinstance(size, Dim), size
+    return int(size)
 
 
 def fit_dim(sizes: Sequence[int]) -> Size:
@@ -136,7 +145,7 @@ class Eqn:
     name: str
     primitive: Any
     inputs: tuple[Var | Const, ...]
-    outputs: tuple[Var | None, ...]
+    outputs: tuple[Var, ...]
     params: dict[str, Any]
     raw: dict[str, Any]  # the parameters at the first width
     line: str  # of the user's code
@@ -160,7 +169,8 @@ def trace(function: Callable[[int], Callable[..., Any]], arguments: Callable[[in
 
     Raises: NoLimitError if the three traces do not line up.
     """
-    jaxprs, trees = [], []
+    jaxprs: list[Any] = []
+    trees: list[Any] = []
     for n in WIDTHS:
         call = function(n)
         jaxpr, out = jax.make_jaxpr(lambda *a, call=call: call(*a), return_shape=True)(*arguments(n))
@@ -254,8 +264,8 @@ def _lined_up(closed: Sequence[Any], places: Iterator[int], called_at: str | Non
         name, place = first.primitive.name, next(places)
         params = _params([e.params for e in eqn_group], places, last_line, differs)
         eqns.append(Eqn(name, first.primitive, operands, outputs, params, first.params, last_line, place))
-    outputs = tuple(read(vs) for vs in zip(*(j.outvars for j in jaxprs), strict=True))
-    return _without_dead_code(Program(inputs, outputs, tuple(eqns)))
+    results = tuple(read(vs) for vs in zip(*(j.outvars for j in jaxprs), strict=True))
+    return _without_dead_code(Program(inputs, results, tuple(eqns)))
 
 
 def _zip_eqns(jaxprs: Sequence[Any], differs: Callable[[str], NoLimitError]) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +45,14 @@ class Wide:
 
 
 Layout = tuple[tuple[Ax | Wide, ...], ...]
+
+
+class Sized(Protocol):
+    """What an axis is made of, as far as its size goes."""
+
+    @property
+    def size(self) -> Size:
+        """How many entries it has."""
 
 
 def product_of(sizes: Sequence[Size]) -> Size:
@@ -202,7 +210,8 @@ class Cat:
         return tuple(shape)
 
 
-Value = Det | Ket | Mat | Cat
+Part = Det | Ket | Mat  # what a rule gets and, mostly, returns: concatenations are taken apart before (`pieces.py`)
+Value = Part | Cat
 
 
 # --- layouts --------------------------------------------------------------------------------------------
@@ -223,37 +232,35 @@ def refined(g: Graph, x: Any, wanted: Sequence[Sequence[Size]]) -> Any:
 def split_atom(g: Graph, x: Any, axis: int, k: int, first: Size) -> Any:
     """Splits an atom in two, the first (major) one of the given size."""
     atom = x.layout[axis][k]
-    if isinstance(atom, Wide):
-        count = ratio(atom.size, first)
-        major = isinstance(first, int)
-        if count is None and major:
-            a, b = affine(atom.size)
-            count = Fraction(first)
-            rest: Size = make_size(a / first, b / first) if b % first == 0 else 0
-        else:
-            rest = int(count) if count is not None and count.denominator == 1 else 0
-        if not rest:
-            raise UnsupportedError(f"an axis of size {atom.size} is reshaped to blocks of size {first}")
-        blocks = int(first) if major else -int(rest)  # type: ignore[arg-type]
-        y = x.split_wide(g, atom, blocks)
-        new = Ax(y.rank - 1, abs(blocks))
-        wide = Wide(atom.number, rest if major else first)
-        pair = (new, wide) if major else (wide, new)
-    else:
-        if not isinstance(first, int) or atom.size % first:
-            raise UnsupportedError(f"an axis of size {atom.size} is reshaped to blocks of size {first}")
-        rest = atom.size // first
-        rank = x.rank
-        index = (np.arange(first)[:, None] * rest + np.arange(rest)).reshape((1,) * rank + (first, rest))
-        entries: list[Any] = list(range(rank))
-        entries[atom.axis] = g.index(index)
-        wide_axis = _node_shape(x)[atom.axis] == 1
-        y = x.with_view(g, ViewMap(rank + 2, tuple(entries)), x.layout)
-        del wide_axis
-        pair = (Ax(rank, first), Ax(rank + 1, rest))
+    y, pair = _split_wide(g, x, atom, first) if isinstance(atom, Wide) else _split_finite(g, x, atom, first)
     layout = list(y.layout)
     layout[axis] = (*layout[axis][:k], *pair, *layout[axis][k + 1 :])
     return y.relaid(tuple(layout))
+
+
+def _split_wide(g: Graph, x: Any, atom: Wide, first: Size) -> tuple[Any, tuple[Ax | Wide, Ax | Wide]]:
+    """A width in blocks: `first` blocks, or blocks of which the entry is the minor index."""
+    if isinstance(first, Dim):
+        count = ratio(atom.size, first)
+        if count is None or count.denominator != 1:
+            raise UnsupportedError(f"an axis of size {atom.size} is reshaped to blocks of size {first}")
+        y = x.split_wide(g, atom, -int(count))
+        return y, (Wide(atom.number, first), Ax(y.rank - 1, int(count)))
+    a, b = affine(atom.size)
+    if b % first:
+        raise UnsupportedError(f"an axis of size {atom.size} is reshaped to blocks of size {first}")
+    y = x.split_wide(g, atom, first)
+    return y, (Ax(y.rank - 1, first), Wide(atom.number, make_size(a / first, b / first)))
+
+
+def _split_finite(g: Graph, x: Any, atom: Ax, first: Size) -> tuple[Any, tuple[Ax | Wide, Ax | Wide]]:
+    if isinstance(first, Dim) or atom.size % first:
+        raise UnsupportedError(f"an axis of size {atom.size} is reshaped to blocks of size {first}")
+    rest, rank = atom.size // first, x.rank
+    index = (np.arange(first)[:, None] * rest + np.arange(rest)).reshape((1,) * rank + (first, rest))
+    entries: list[Any] = list(range(rank))
+    entries[atom.axis] = g.index(index)
+    return x.with_view(g, ViewMap(rank + 2, tuple(entries)), x.layout), (Ax(rank, first), Ax(rank + 1, rest))
 
 
 def _node_shape(x: Any) -> tuple[int, ...]:
@@ -267,7 +274,7 @@ def node_size(x: Any, atom: Ax) -> int:
     return _node_shape(x)[atom.axis]
 
 
-def common_sizes(layouts: Sequence[Layout], rank: int) -> list[list[Size]]:
+def common_sizes(layouts: Sequence[Sequence[Sequence[Sized]]], rank: int) -> list[list[Size]]:
     """For every axis the sizes of the atoms of the coarsest layout that refines all."""
     out: list[list[Size]] = []
     for axis in range(rank):
@@ -373,4 +380,4 @@ def as_coef(x: Array) -> Array:
     return x
 
 
-__all__ = ["Cat", "Det", "Dim", "Ket", "Mat", "Value", "jnp"]
+__all__ = ["Cat", "Det", "Dim", "Ket", "Mat", "Part", "Value", "jnp"]

@@ -75,7 +75,7 @@ def view_array(a: Array, view: ViewMap, fill: int = 0) -> Array:
         for i, axis in enumerate(axes):
             shape[axis] = a.shape[i]
         return (a if order == list(range(len(order))) else xp.transpose(a, order)).reshape(shape)
-    index = []
+    index: list[Array] = []
     for size, e in zip(a.shape, view.entries, strict=True):
         if isinstance(e, int):
             shape = [1] * view.rank

@@ -189,7 +189,7 @@ class Reader:
         call = _compat.CALLS.get(eqn.name)
         if call is not None:
             label = eqn.params.get("name")
-            if label in ACTIVATIONS and len(eqn.outputs) == 1 and inputs and inputs[0].shape == eqn.outputs[0].shape:  # type: ignore[union-attr]
+            if label in ACTIVATIONS and len(eqn.outputs) == 1 and inputs and inputs[0].shape == eqn.outputs[0].shape:
                 named = self.pointwise(lambda a, *_: tm.fn(label, a), inputs[:1], inputs[0].shape)
                 return [replace(named, places=_places(eqn.params[call]))]
             return self.run(eqn.params[call], inputs)

@@ -14,7 +14,7 @@ import numpy as np
 from anywidth.derivation import terms as tm
 from anywidth.derivation.read import SAME, Definition, Indices, Reader, Val, width
 from anywidth.derivation.terms import Index, Num, Op, Sym, Term
-from anywidth.trace import Eqn, Size, add_sizes, affine, is_wide
+from anywidth.trace import Eqn, Size, add_sizes, affine, finite, is_wide
 
 RULES: dict[str, Callable[[Reader, Eqn, list[Val]], Any]] = {}
 
@@ -43,7 +43,7 @@ def add(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
         assert b is not None
         return tm.add(a, tm.neg(b) if eqn.name == "sub" else b)
 
-    return r.pointwise(f, inputs, eqn.outputs[0].shape, linear=True)  # type: ignore[union-attr]
+    return r.pointwise(f, inputs, eqn.outputs[0].shape, linear=True)
 
 
 @register("mul", "div")
@@ -57,9 +57,9 @@ def mul(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
         return tm.mul(a, b) if eqn.name == "mul" else softmax(a, b) or tm.div(a, b)
 
     if x.ket and y.ket and eqn.name == "mul" and (x.raw or y.raw):  # v * h on the way to a readout
-        out = r.pointwise(f, inputs, eqn.outputs[0].shape, linear=True)  # type: ignore[union-attr]
+        out = r.pointwise(f, inputs, eqn.outputs[0].shape, linear=True)
         return replace(out, gaussian=False)
-    return r.pointwise(f, inputs, eqn.outputs[0].shape, linear)  # type: ignore[union-attr]
+    return r.pointwise(f, inputs, eqn.outputs[0].shape, linear)
 
 
 def softmax(a: Term, b: Term) -> Term | None:
@@ -92,14 +92,14 @@ def maximum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
                 return y
         return tm.fn("max", a, b)
 
-    return r.pointwise(f, inputs, eqn.outputs[0].shape)  # type: ignore[union-attr]
+    return r.pointwise(f, inputs, eqn.outputs[0].shape)
 
 
 @register("integer_pow", "square", "sqrt", "rsqrt")
 def powers(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     known: dict[str, Any] = {"square": 2, "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2)}
     exponent = known.get(eqn.name) or eqn.params["y"]
-    return r.pointwise(lambda a: tm.power(a, exponent), inputs, eqn.outputs[0].shape)  # type: ignore[union-attr]
+    return r.pointwise(lambda a: tm.power(a, exponent), inputs, eqn.outputs[0].shape)
 
 
 @register("select_n")
@@ -110,7 +110,7 @@ def select(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     def f(w: Term, *cs: Term) -> Term:
         return cs[int(w.value)] if isinstance(w, Num) else Op("fn:where", (w, *reversed(cs)))
 
-    return r.pointwise(f, inputs, eqn.outputs[0].shape, linear)  # type: ignore[union-attr]
+    return r.pointwise(f, inputs, eqn.outputs[0].shape, linear)
 
 
 @register("iota")
@@ -148,7 +148,7 @@ def compare(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
             a, b = replace(a, shift=0), replace(b, shift=0)
         return tm.fn(eqn.name, a, b)
 
-    return r.pointwise(f, inputs, eqn.outputs[0].shape)  # type: ignore[union-attr]
+    return r.pointwise(f, inputs, eqn.outputs[0].shape)
 
 
 # --- reading entries elsewhere -------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def _reshaped(t: Term, idx: Indices) -> Term:
 @register("slice")
 def slice_(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     x, starts = inputs[0], eqn.params["start_indices"]
-    return _cut(r, x, eqn.outputs[0].shape, starts, eqn.params["strides"])  # type: ignore[union-attr]
+    return _cut(r, x, eqn.outputs[0].shape, starts, eqn.params["strides"])
 
 
 @register("split")
@@ -224,23 +224,18 @@ def _cut(r: Reader, x: Val, shape: Sequence[Size], starts: Sequence[Size], strid
             if is_wide(s) or s == 1:
                 out.append(None)
             elif shape[i] == 1:
-                out.append(Num(float(_int(start) + 1)))
+                out.append(Num(float(finite(start) + 1)))
             elif strides is None or strides[i] == 1:
-                out.append(_shifted(idx[i], _int(start)))
+                out.append(_shifted(idx[i], finite(start)))
             else:
                 step = float(strides[i])
-                out.append(tm.add(tm.mul(Num(step), idx[i] or Num(1.0)), Num(float(_int(start) + 1) - step)))
+                out.append(tm.add(tm.mul(Num(step), idx[i] or Num(1.0)), Num(float(finite(start) + 1) - step)))
         return tuple(out)
 
     for i, (s, start) in enumerate(zip(x.shape, starts, strict=True)):
         if is_wide(s) and shape[i] != s:
             x = _part(r, x, start, shape[i])
     return r.moved(x, tuple(shape), where)
-
-
-def _int(size: Size) -> int:
-    assert isinstance(size, int)
-    return size
 
 
 def _part(r: Reader, x: Val, start: Size, size: Size) -> Val:
@@ -276,7 +271,7 @@ def _shifted(i: Term | None, by: int) -> Term:
 @register("concatenate")
 def concatenate(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     axis = eqn.params["dimension"]
-    shape = eqn.outputs[0].shape  # type: ignore[union-attr]
+    shape = eqn.outputs[0].shape
     parts = [r.operand(x) for x in inputs]
 
     def entry(idx: Indices) -> Term:
@@ -332,7 +327,7 @@ def dot_general(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
             out = tm.total(i, out)
         return out
 
-    return _result(x, y, eqn.outputs[0].shape, entry, average, linear=True)  # type: ignore[union-attr]
+    return _result(x, y, eqn.outputs[0].shape, entry, average, linear=True)
 
 
 def _along(t: Term, size: Num) -> Term:

@@ -31,7 +31,7 @@ def convolution(r: Reader, eqn: Eqn, inputs: list[Val]) -> Any:
     p, (x, w) = eqn.params, inputs
     groups = p["feature_group_count"] * p["batch_group_count"]
     lhs, rhs, out = p["dimension_numbers"]
-    shape = eqn.outputs[0].shape  # type: ignore[union-attr]
+    shape = eqn.outputs[0].shape
     if groups != 1 or not _all_one(p["lhs_dilation"]) or w.raw is None or not is_wide(shape[out[1]]):
         return r.unknown(eqn, inputs)
     x = r.operand(x)
@@ -82,4 +82,4 @@ def window_sum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Any:
             body = tm.total(k, body)
         return body
 
-    return Val(eqn.outputs[0].shape, entry, x.ket, x.gaussian, x.leaves)  # type: ignore[union-attr]
+    return Val(eqn.outputs[0].shape, entry, x.ket, x.gaussian, x.leaves)

@@ -86,7 +86,8 @@ def _functions(static, traced):
 
 def _value(static, traced, S, a, eps):
     _, _, s, t, centred, _ = static
-    return single(*_functions(static, traced), s + t, S, a, eps, centred)
+    f, g = _functions(static, traced)
+    return single(f, g, s + t, S, a, eps, centred)
 
 
 def _common(S11, S22, S12, a1, a2, eps1, eps2):

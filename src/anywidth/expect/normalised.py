@@ -239,7 +239,7 @@ def _pair(f, g, s, t, S11, S22, S12, a1, a2, eps1, eps2, centred):
         return _pair(g, f, t, s, S22, S11, S12.T, a2, a1, eps2, eps1, centred).T
     a1, a2, eps1, eps2 = (jnp.asarray(z, S12.dtype) for z in (a1, a2, eps1, eps2))
     arrays = S11, S22, S12, a1, a2, eps1, eps2
-    two = lambda *arrays: _double(f, g, s, t, *arrays, centred)
+    two = lambda *arrays: _double(f, g, s, t, centred, *arrays)
     if t == 0 or S11.shape != S22.shape:
         return two(*arrays)
     from .coinciding import pair_with_itself
@@ -249,7 +249,7 @@ def _pair(f, g, s, t, S11, S22, S12, a1, a2, eps1, eps2, centred):
     return lax.cond(same, lambda *arrays: pair_with_itself(f, g, s, t, centred, *arrays), two, *arrays)
 
 
-def _double(f, g, s, t, S11, S22, S12, a1, a2, eps1, eps2, centred):
+def _double(f, g, s, t, centred, S11, S22, S12, a1, a2, eps1, eps2):
     q1, q2 = jnp.diagonal(S11), jnp.diagonal(S22)
     sign = coinciding(q1, q2, S12)
     end = jnp.minimum(far_end(S11, False), far_end(S22, False))

@@ -189,6 +189,7 @@ def combine(a, b, k, l, q1, q2, c):
     """
     if _is_number(a) and _is_number(b) and a == b != 0:
         return a * even_moment(k, l, q1, q2, c)
+    shared: Any
     if _is_number(a) and _is_number(b):
         shared = math.copysign(min(abs(a), abs(b)), a) if a * b < 0 else 0.0
     else:

@@ -13,13 +13,15 @@ import numpy as np
 from anywidth.errors import NoLimitError, Resized, UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.kets import Contract, Product, Sum, View, is_zero
-from anywidth.trace import is_wide
-from anywidth.values import ZERO_POWER, Det, Ket, Mat, Value, to_ket
+from anywidth.trace import finite, is_wide
+from anywidth.values import ZERO_POWER, Det, Ket, Mat, Part, to_ket
 
 # power of n of f(x n^p): a multiple of p
-SCALES = {"neg": 1, "abs": 1, "copy": 1, "real": 1, "stop_gradient": 1, "convert_element_type": 1,
-          "reduce_precision": 1, "name": 1, "optimization_barrier": 1, "square": 2, "sqrt": Fraction(1, 2),
-          "rsqrt": Fraction(-1, 2), "cbrt": Fraction(1, 3), "sign": 0, "device_put": 1, "is_finite": 0}  # fmt: skip
+SCALES: dict[str, int | Fraction] = {
+    "neg": 1, "abs": 1, "copy": 1, "real": 1, "stop_gradient": 1, "convert_element_type": 1, "reduce_precision": 1,
+    "name": 1, "optimization_barrier": 1, "square": 2, "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2),
+    "cbrt": Fraction(1, 3), "sign": 0, "device_put": 1, "is_finite": 0,
+}  # fmt: skip
 LINEAR = {"copy", "real", "convert_element_type", "reduce_precision", "name", "optimization_barrier", "device_put"}
 NONLINEAR = [
     "exp",
@@ -64,8 +66,9 @@ COMPARE = ["eq", "ne", "lt", "le", "gt", "ge"]
 
 
 def _bind(it: Interpreter, params: dict[str, Any], vals: Sequence[Any]) -> Any:
-    assert it.eqn is not None
-    return evaluated(lambda *v: _broadcast_bind(it.eqn.primitive, it.eqn.raw, v), *vals)
+    eqn = it.eqn
+    assert eqn is not None
+    return evaluated(lambda *v: _broadcast_bind(eqn.primitive, eqn.raw, v), *vals)
 
 
 def _broadcast_bind(primitive: Any, raw: dict[str, Any], vals: Sequence[Any]) -> Any:
@@ -97,8 +100,8 @@ def common_power(values: Sequence[Det]) -> tuple[Fraction, list[Any]]:
 
 
 @register(*SCALES)
-def scaling(it: Interpreter, x: Value, **params: Any) -> Value:
-    name = it.eqn.name  # type: ignore[union-attr]
+def scaling(it: Interpreter, x: Part, **params: Any) -> Part:
+    name = it.eqn.name
     if isinstance(x, Det):
         if name not in LINEAR and name not in ("neg", "stop_gradient"):
             it.settled(x)
@@ -125,7 +128,7 @@ def scaling(it: Interpreter, x: Value, **params: Any) -> Value:
 
 
 @register("integer_pow")
-def integer_pow(it: Interpreter, x: Value, y: int, **params: Any) -> Value:
+def integer_pow(it: Interpreter, x: Part, y: int, **params: Any) -> Part:
     if isinstance(x, Det):
         it.settled(x)
         return Det(_bind(it, params, [x.val]), x.power * y, x.shape, zero=x.zero and y > 0)
@@ -133,7 +136,7 @@ def integer_pow(it: Interpreter, x: Value, y: int, **params: Any) -> Value:
 
 
 @register("pow")
-def power(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
+def power(it: Interpreter, x: Part, y: Part, **params: Any) -> Part:
     p = x.power
     if p != 0:
         if not (isinstance(y, Det) and y.known and np.size(y.val) == 1):
@@ -146,8 +149,8 @@ def power(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
 
 
 @register("add", "sub", "add_any")
-def add(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
-    minus = it.eqn.name == "sub"  # type: ignore[union-attr]
+def add(it: Interpreter, x: Part, y: Part, **params: Any) -> Part:
+    minus = it.eqn.name == "sub"
     if isinstance(x, Det) and isinstance(y, Det):
         top, vals = common_power([x, y])
         zero = x.zero and y.zero
@@ -226,7 +229,7 @@ def outermost(node: Any) -> Any:
 
 
 @register("mul")
-def mul(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
+def mul(it: Interpreter, x: Part, y: Part, **params: Any) -> Part:
     if isinstance(x, Det) and isinstance(y, Det):
         noises = [n + o.power for n, o in ((x.noise, y), (y.noise, x)) if n is not None]
         if x.noise is not None and y.noise is not None:
@@ -242,7 +245,7 @@ def mul(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
 
 
 @register("div")
-def div(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
+def div(it: Interpreter, x: Part, y: Part, **params: Any) -> Part:
     if isinstance(x, Det) and isinstance(y, Det):
         it.settled(y)
         noise = None if x.noise is None else x.noise - y.power
@@ -256,8 +259,8 @@ def div(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
 
 
 @register("max", "min", *COMPARE)
-def compare(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
-    name = it.eqn.name  # type: ignore[union-attr]
+def compare(it: Interpreter, x: Part, y: Part, **params: Any) -> Part:
+    name = it.eqn.name
     if isinstance(x, Det) and isinstance(y, Det):
         it.settled(x), it.settled(y)
         top, vals = common_power([x, y])
@@ -276,16 +279,17 @@ def compare(it: Interpreter, x: Value, y: Value, **params: Any) -> Value:
 
 def _truth(x: Ket, value: bool) -> Det:
     shape = x.shape
-    return Det(np.full([1 if is_wide(s) else int(s) for s in shape], value), ZERO_POWER, shape)  # type: ignore[arg-type]
+    return Det(np.full([1 if is_wide(s) else finite(s) for s in shape], value), ZERO_POWER, shape)
 
 
 @register("select_n")
-def select(it: Interpreter, which: Value, *cases: Value) -> Value:
-    if all(isinstance(v, Det) for v in (which, *cases)):
-        top, vals = common_power(cases)  # type: ignore[arg-type]
-        noise = _noise(*(c.noise for c in cases))  # type: ignore[union-attr]
-        val = evaluated(lambda w, *cs: _select(w, cs), which.val, *vals)  # type: ignore[union-attr]
-        return Det(val, top, _shape([which, *cases]), zero=all(c.zero for c in cases), noise=noise)  # type: ignore[union-attr, list-item]
+def select(it: Interpreter, which: Part, *cases: Part) -> Part:
+    known = [c for c in cases if isinstance(c, Det)]
+    if isinstance(which, Det) and len(known) == len(cases):
+        top, vals = common_power(known)
+        noise = _noise(*(c.noise for c in known))
+        val = evaluated(lambda w, *cs: _select(w, cs), which.val, *vals)
+        return Det(val, top, _shape([which, *known]), zero=all(c.zero for c in known), noise=noise)
     if isinstance(which, Det):
         # a fixed mask: each case times its indicator, so that Gaussians stay Gaussian
         terms = []
@@ -293,7 +297,7 @@ def select(it: Interpreter, which: Value, *cases: Value) -> Value:
             mask = evaluated(lambda w, i=i: w == i, which.val)
             if isinstance(case, Det) and case.zero:
                 continue
-            dtype = next(v.dtype for v in it.eqn.outputs)  # type: ignore[union-attr]
+            dtype = next(v.dtype for v in it.eqn.outputs)
             indicator = Det(mask.astype(dtype), ZERO_POWER, which.shape)
             terms.append((1.0, mul_det(it, indicator, case)))
         if not any(isinstance(t, Ket) for _, t in terms):
@@ -319,27 +323,27 @@ def _select(which: Any, cases: Sequence[Any]) -> Any:
 
 
 @register(*NONLINEAR)
-def nonlinear(it: Interpreter, *values: Value, **params: Any) -> Value:
-    name = it.eqn.name  # type: ignore[union-attr]
+def nonlinear(it: Interpreter, *values: Part, **params: Any) -> Part:
+    name = it.eqn.name
     values = tuple(_of_order_one(it, x) for x in values)
-    if all(isinstance(x, Det) for x in values):
-        vals = [it.settled(x).val for x in values]  # type: ignore[arg-type, union-attr]
-        return Det(_bind(it, params, vals), ZERO_POWER, _shape(values))  # type: ignore[arg-type]
+    known = [it.settled(x) for x in values if isinstance(x, Det)]
+    if len(known) == len(values):
+        return Det(_bind(it, params, [x.val for x in known]), ZERO_POWER, _shape(known))
     if name == "clamp":
         low, x, high = values
         return it.pointwise("min", {}, [it.pointwise("max", {}, [x, low]) if not isinstance(x, Det) else x, high])
     return it.pointwise(name, params, list(values))
 
 
-def _of_order_one(it: Interpreter, x: Value) -> Value:
-    name = it.eqn.name  # type: ignore[union-attr]
+def _of_order_one(it: Interpreter, x: Part) -> Part:
+    name = it.eqn.name
     if isinstance(x, Det):
         if x.zero or x.power == 0:
             return replace(x, power=ZERO_POWER)
         if x.power < 0:
             zeros = np.zeros_like(x.val) if x.known else jnp.zeros_like(x.val)
             return Det(zeros, ZERO_POWER, x.shape, zero=True, noise=x.noise, line=x.line)
-    elif x.power == 0 or is_zero(getattr(x, "node", None)):
+    elif x.power == 0 or (isinstance(x, Ket) and is_zero(x.node)):
         return replace(x, power=ZERO_POWER) if isinstance(x, Ket) else x
     grows = x.power > 0
     raise NoLimitError(
@@ -349,7 +353,7 @@ def _of_order_one(it: Interpreter, x: Value) -> Value:
 
 
 @register("iota")
-def iota(it: Interpreter, **params: Any) -> Value:
+def iota(it: Interpreter, **params: Any) -> Part:
     shape, dimension = params["shape"], params["dimension"]
     if is_wide(shape[dimension]):
         raise UnsupportedError("an array varies along the width (arange, eye, iota over n): its entries have no limit")

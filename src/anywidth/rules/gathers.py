@@ -22,8 +22,8 @@ from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.kets import is_zero
 from anywidth.rules import linear, products
 from anywidth.rules.elementwise import total
-from anywidth.trace import is_wide
-from anywidth.values import ZERO_POWER, Ax, Det, Ket, Value, to_ket
+from anywidth.trace import finite, is_wide
+from anywidth.values import ZERO_POWER, Ax, Det, Ket, Part, to_ket
 from anywidth.views import ViewMap
 
 _CLIP = jax.lax.GatherScatterMode.CLIP
@@ -43,11 +43,11 @@ def _entries(it: Interpreter, entries: list[Any], atoms: Sequence[Any], index: A
 
 
 @register("gather")
-def gather(it: Interpreter, x: Value, indices: Value, **params: Any) -> Value:
-    raw = it.eqn.raw  # type: ignore[union-attr]
+def gather(it: Interpreter, x: Part, indices: Part, **params: Any) -> Part:
+    raw = it.eqn.raw
     dims, sizes = raw["dimension_numbers"], params["slice_sizes"]
     if isinstance(x, Det) and not any(is_wide(s) for s in x.shape):
-        return it.evaluate(it.eqn, [x, indices])[0]  # type: ignore[arg-type]
+        return it.evaluate(it.eqn, [x, indices])[0]
     if not isinstance(indices, Det):
         raise UnsupportedError("an array is indexed by random numbers")
     if isinstance(x, Det):
@@ -99,13 +99,13 @@ def gather(it: Interpreter, x: Value, indices: Value, **params: Any) -> Value:
 
 
 @register("tile")
-def tile(it: Interpreter, x: Value, reps: Sequence[int]) -> Value:
+def tile(it: Interpreter, x: Part, reps: Sequence[int]) -> Part:
     for axis, count in enumerate(reps):
         if count == 1:
             continue
         if is_wide(x.shape[axis]):
             raise UnsupportedError("a random vector is repeated along its width")
-        size = int(x.shape[axis])
+        size = finite(x.shape[axis])
         if isinstance(x, Det):
             val = evaluated(lambda v, a=axis, c=count: jnp.concatenate([v] * c, a), x.val)
             x = replace(x, val=val, shape=(*x.shape[:axis], size * count, *x.shape[axis + 1 :]))
@@ -118,11 +118,11 @@ def tile(it: Interpreter, x: Value, reps: Sequence[int]) -> Value:
 
 
 @register("scatter-add", "scatter_add", "scatter")
-def scatter(it: Interpreter, x: Value, indices: Value, updates: Value, **params: Any) -> Value:
-    raw, name = it.eqn.raw, it.eqn.name  # type: ignore[union-attr]
+def scatter(it: Interpreter, x: Part, indices: Part, updates: Part, **params: Any) -> Part:
+    raw, name = it.eqn.raw, it.eqn.name
     dims = raw["dimension_numbers"]
     if all(isinstance(v, Det) and not any(map(is_wide, v.shape)) for v in (x, updates)):
-        return it.evaluate(it.eqn, [x, indices, updates])[0]  # type: ignore[arg-type, list-item]
+        return it.evaluate(it.eqn, [x, indices, updates])[0]
     if not isinstance(indices, Det):
         raise UnsupportedError("an array is written to at random places")
     if dims.operand_batching_dims:
@@ -134,11 +134,11 @@ def scatter(it: Interpreter, x: Value, indices: Value, updates: Value, **params:
     if any(is_wide(x.shape[a]) for a in placed):
         raise UnsupportedError("single coordinates of the width are written to: they have no limit of their own")
     batch_axes = [i for i in range(len(updates.shape)) if i not in dims.update_window_dims]
-    batch = tuple(int(updates.shape[i]) for i in batch_axes)  # type: ignore[arg-type]
+    batch = tuple(finite(updates.shape[i]) for i in batch_axes)
     runs = [a for a in placed if a in window]  # written from a start on
-    lengths = [int(updates.shape[window[a]]) for a in runs]  # type: ignore[arg-type]
+    lengths = [finite(updates.shape[window[a]]) for a in runs]
     source = (*batch, *lengths)  # what is written, axes beside those that are kept whole
-    targets = [int(x.shape[a]) for a in placed]  # type: ignore[arg-type]
+    targets = [finite(x.shape[a]) for a in placed]
 
     def places(v: Any) -> Any:
         """The flat place of each of them, out of bounds where it is dropped."""
@@ -187,7 +187,7 @@ def scatter(it: Interpreter, x: Value, indices: Value, updates: Value, **params:
 
 
 def u_dtype(it: Interpreter) -> Any:
-    return it.eqn.outputs[0].dtype  # type: ignore[union-attr]
+    return it.eqn.outputs[0].dtype
 
 
 def _written(it: Interpreter, u: Ket, flat: Any, source: Sequence[int], targets: Sequence[int]) -> tuple[Any, Any]:

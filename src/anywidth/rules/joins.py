@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.kets import View
 from anywidth.rules.elementwise import common_power, total
 from anywidth.rules.linear import broadcast_in_dim, numeric, reread
-from anywidth.trace import affine, is_wide
+from anywidth.trace import affine, finite, is_wide
 from anywidth.values import (
     Ax,
     Cat,
@@ -36,19 +37,21 @@ from anywidth.views import Dyn, Index, ViewMap
 
 @register("concatenate")
 def concatenate(it: Interpreter, *parts: Value, dimension: int) -> Value:
-    if all(isinstance(p, Det) for p in parts) and not any(is_wide(p.shape[dimension]) for p in parts):
-        top, vals = common_power(parts)  # type: ignore[arg-type]
+    known = [p for p in parts if isinstance(p, Det)]
+    if len(known) == len(parts) and not any(is_wide(p.shape[dimension]) for p in parts):
+        top, vals = common_power(known)
         val = evaluated(lambda *v: jnp.concatenate(v, dimension), *vals)
         shape = list(parts[0].shape)
         shape[dimension] = np.shape(val)[dimension]
-        noise = max((p.noise for p in parts if p.noise is not None), default=None)  # type: ignore[union-attr]
-        return Det(val, top, tuple(shape), zero=all(p.zero for p in parts), noise=noise)  # type: ignore[union-attr]
+        noise = max((p.noise for p in known if p.noise is not None), default=None)
+        return Det(val, top, tuple(shape), zero=all(p.zero for p in known), noise=noise)
     if any(isinstance(p, Mat) for p in parts):
         raise UnsupportedError(
             "parameter matrices are concatenated; multiply each by its vector and add or concatenate the results"
         )
-    if not is_wide(parts[0].shape[dimension]) and all(isinstance(p, Ket) for p in parts):
-        joined = _rejoined(it, parts, dimension)  # type: ignore[arg-type]
+    kets = [p for p in parts if isinstance(p, Ket)]
+    if not is_wide(parts[0].shape[dimension]) and len(kets) == len(parts):
+        joined = _rejoined(it, kets, dimension)
         if joined is not None:
             return joined
     return Cat(tuple(parts), dimension)
@@ -69,7 +72,7 @@ def _rejoined(it: Interpreter, parts: Sequence[Ket], dimension: int) -> Ket | No
     whole: list[Any] = [list(s) for s in sizes]
     same = []
     for p in parts:
-        whole[dimension] = [int(p.shape[dimension])]  # type: ignore[call-overload]
+        whole[dimension] = [finite(p.shape[dimension])]
         same.append(standard(g, p, whole))
     axis = sum(isinstance(s, int) for at in sizes[:dimension] for s in at)
     nodes = [p.node for p in same]
@@ -95,7 +98,7 @@ def _rejoined(it: Interpreter, parts: Sequence[Ket], dimension: int) -> Ket | No
             )
             shape = list(np.shape(at))
             if shape[axis] == 1:
-                shape[axis] = int(p.shape[dimension])  # type: ignore[call-overload]
+                shape[axis] = finite(p.shape[dimension])
                 at = evaluated(lambda a, s=shape: jnp.broadcast_to(a, s), at)
             arrays.append(at)
         shape = list(np.broadcast_shapes(*([n if i != axis else 1 for i, n in enumerate(np.shape(a))] for a in arrays)))
@@ -105,7 +108,7 @@ def _rejoined(it: Interpreter, parts: Sequence[Ket], dimension: int) -> Ket | No
             *arrays,
         )
         entries.append(g.index(joined, any(isinstance(e, Index) and e.fills for e in own)))
-    total_size = sum(int(p.shape[dimension]) for p in parts)  # type: ignore[arg-type]
+    total_size = sum(finite(p.shape[dimension]) for p in parts)
     layout = list(same[0].layout)
     layout[dimension] = (Ax(axis, total_size),)
     return Ket(g.view(bases[0], ViewMap(rank, tuple(entries))), tuple(layout), parts[0].power)
@@ -126,7 +129,7 @@ def pad(it: Interpreter, x: Value, value: Value, padding_config: Any) -> Value:
         if not is_wide(x.shape[axis]):
             x = _padded(it, x, value, axis, int(low), int(high), int(interior))
             continue
-        if interior or affine(low) < (0, 0) or affine(high) < (0, 0):
+        if interior or any(affine(count) < (Fraction(0), Fraction(0)) for count in (low, high)):
             raise UnsupportedError("random vectors are padded along the width by a negative number, or in between")
         parts = [x]
         for count, at in ((low, 0), (high, None)):
@@ -162,7 +165,7 @@ def _padded(it: Interpreter, x: Any, value: Det, axis: int, low: int, high: int,
 @register("dynamic_update_slice")
 def dynamic_update_slice(it: Interpreter, x: Value, update: Value, *starts: Value) -> Value:
     if all(isinstance(v, Det) for v in (x, update)) and not any(is_wide(s) for s in x.shape):
-        return it.evaluate(it.eqn, [x, update, *starts])[0]  # type: ignore[arg-type]
+        return it.evaluate(it.eqn, [x, update, *starts])[0]
     axes = [a for a in range(len(x.shape)) if update.shape[a] != x.shape[a]]
     if not axes:
         return update
@@ -171,17 +174,17 @@ def dynamic_update_slice(it: Interpreter, x: Value, update: Value, *starts: Valu
             "a block of an array of random vectors is overwritten along several axes, or along the width"
         )
     (axis,) = axes
-    start, size, length = starts[axis], update.shape[axis], x.shape[axis]
+    start, size, length = starts[axis], finite(update.shape[axis]), finite(x.shape[axis])
     assert isinstance(start, Det)
     shape = [1] * len(x.shape)
-    shape[axis] = length  # type: ignore[assignment]
-    first = evaluated(lambda s: jnp.clip(s, 0, length - size), start.val)  # type: ignore[operator]
+    shape[axis] = length
+    first = evaluated(lambda s: jnp.clip(s, 0, length - size), start.val)
     position = evaluated(lambda s: jnp.arange(length) - s, first)
     inside = evaluated(lambda p: ((p >= 0) & (p < size)).reshape(shape), position)
-    index = evaluated(lambda p: jnp.clip(p, 0, size - 1), position)  # type: ignore[operator]
-    dtype = it.eqn.outputs[0].dtype  # type: ignore[union-attr]
+    index = evaluated(lambda p: jnp.clip(p, 0, size - 1), position)
+    dtype = it.eqn.outputs[0].dtype
     update = it.ket(update)
-    moved = reread(it, update, axis, index, int(length)) if update.layout[axis] else broadcast_in_dim(
+    moved = reread(it, update, axis, index, length) if update.layout[axis] else broadcast_in_dim(
         it, update, shape=x.shape, broadcast_dimensions=tuple(range(len(x.shape)))
     )  # fmt: skip
     new = it.scale(Det(inside.astype(dtype), moved.power * 0, tuple(shape)), moved)

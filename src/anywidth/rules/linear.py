@@ -12,13 +12,13 @@ import numpy as np
 from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.kets import new_rows
-from anywidth.trace import Size, add_sizes, affine, is_wide, make_size
+from anywidth.trace import Size, add_sizes, affine, finite, is_wide, make_size
 from anywidth.values import (
     Ax,
     Det,
     Ket,
     Mat,
-    Value,
+    Part,
     Wide,
     ratio,
     split_atom,
@@ -28,7 +28,7 @@ from anywidth.views import ViewMap, expand
 
 
 def numeric(shape: Sequence[Size]) -> tuple[int, ...]:
-    return tuple(1 if is_wide(s) else int(s) for s in shape)  # type: ignore[arg-type]
+    return tuple(1 if is_wide(s) else finite(s) for s in shape)
 
 
 def reread(it: Interpreter, x: Any, axis: int, index: Any, size: int, fills: bool = False) -> Any:
@@ -58,7 +58,7 @@ def reread(it: Interpreter, x: Any, axis: int, index: Any, size: int, fills: boo
 
 
 @register("transpose")
-def transpose(it: Interpreter, x: Value, permutation: Sequence[int]) -> Value:
+def transpose(it: Interpreter, x: Part, permutation: Sequence[int]) -> Part:
     shape = tuple(x.shape[i] for i in permutation)
     if isinstance(x, Det):
         return replace(x, val=evaluated(lambda v: jnp.transpose(v, permutation), x.val), shape=shape)
@@ -66,7 +66,7 @@ def transpose(it: Interpreter, x: Value, permutation: Sequence[int]) -> Value:
 
 
 @register("squeeze")
-def squeeze(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
+def squeeze(it: Interpreter, x: Part, dimensions: Sequence[int]) -> Part:
     keep = [i for i in range(len(x.shape)) if i not in dimensions]
     if isinstance(x, Det):
         return replace(x, val=x.val.reshape([np.shape(x.val)[i] for i in keep]), shape=tuple(x.shape[i] for i in keep))
@@ -74,7 +74,7 @@ def squeeze(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
 
 
 @register("expand_dims")
-def expand_dims(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
+def expand_dims(it: Interpreter, x: Part, dimensions: Sequence[int]) -> Part:
     rank = len(x.shape) + len(dimensions)
     keep = [i for i in range(rank) if i not in dimensions]
     shape = tuple(1 if i in dimensions else x.shape[keep.index(i)] for i in range(rank))
@@ -83,8 +83,8 @@ def expand_dims(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
 
 @register("broadcast_in_dim")
 def broadcast_in_dim(
-    it: Interpreter, x: Value, *_: Any, shape: Sequence[Size], broadcast_dimensions: Sequence[int], **params: Any
-) -> Value:
+    it: Interpreter, x: Part, *_: Any, shape: Sequence[Size], broadcast_dimensions: Sequence[int], **params: Any
+) -> Part:
     shape = tuple(shape)
     if isinstance(x, Det):
         middle = [1] * len(shape)
@@ -111,12 +111,12 @@ def broadcast_in_dim(
                     "a random scalar is shared by all channels (broadcast along the width): the limit stays random"
                 )
             x = x.with_view(it.graph, expand(x.rank, 1), x.layout)
-            layout[j] = (Ax(x.rank - 1, int(size)),)  # type: ignore[arg-type]
+            layout[j] = (Ax(x.rank - 1, finite(size)),)
     return x.relaid(tuple(layout))
 
 
 @register("reshape")
-def reshape(it: Interpreter, x: Value, *_: Any, new_sizes: Sequence[Size], **params: Any) -> Value:
+def reshape(it: Interpreter, x: Part, *_: Any, new_sizes: Sequence[Size], **params: Any) -> Part:
     shape = tuple(new_sizes)
     if isinstance(x, Det):
         if not any(is_wide(s) for s in x.shape):
@@ -125,38 +125,38 @@ def reshape(it: Interpreter, x: Value, *_: Any, new_sizes: Sequence[Size], **par
         if wides(x.shape) == wides(shape):
             return replace(x, val=x.val.reshape(numeric(shape)), shape=shape)
         x = to_ket(it.graph, x)
-    flat = [a for atoms in x.layout for a in atoms]
-    x = x.relaid((tuple(flat),))
-    layout: list[tuple[Any, ...]] = []
+    laid: Any = x.relaid((tuple(a for atoms in x.layout for a in atoms),))
+    layout: list[tuple[int, int]] = []
     k = 0
     for size in shape:
         atoms = 0
         rest: Any = size
         while rest != 1:
-            atom = x.layout[0][k + atoms]
+            atom = laid.layout[0][k + atoms]
             count = ratio(rest, atom.size) if is_wide(rest) == is_wide(atom.size) else None
             if count is not None and count.denominator == 1:
                 rest = int(count)
             elif is_wide(rest) and not is_wide(atom.size):
-                rest = _part(rest, atom.size)
+                rest = part(rest, atom.size)
             else:
-                x = split_atom(it.graph, x, 0, k + atoms, rest)
+                laid = split_atom(it.graph, laid, 0, k + atoms, rest)
                 continue
             atoms += 1
         layout.append((k, k + atoms))
         k += atoms
-    return x.relaid(tuple(x.layout[0][i:j] for i, j in layout))
+    return laid.relaid(tuple(laid.layout[0][i:j] for i, j in layout))
 
 
-def _part(size: Any, count: int) -> Size:
+def part(size: Size, count: int) -> Size:
+    """The size divided by a whole number."""
     a, b = affine(size)
     return make_size(a / count, b / count)
 
 
 @register("slice")
 def slice_(
-    it: Interpreter, x: Value, start_indices: Sequence[Size], limit_indices: Sequence[Size], strides: Any
-) -> Value:
+    it: Interpreter, x: Part, start_indices: Sequence[Size], limit_indices: Sequence[Size], strides: Any
+) -> Part:
     strides = strides or (1,) * len(x.shape)
     for axis, (start, stop, stride) in enumerate(zip(start_indices, limit_indices, strides, strict=True)):
         if (start, stop, stride) == (0, x.shape[axis], 1):
@@ -168,8 +168,8 @@ def slice_(
             val = evaluated(lambda v, index=index: v[index], x.val)
             x = replace(x, val=val, shape=(*x.shape[:axis], np.shape(val)[axis], *x.shape[axis + 1 :]))
         else:
-            index = np.arange(start, stop, stride)
-            x = reread(it, x, axis, index, len(index))
+            read = np.arange(finite(start), finite(stop), stride)
+            x = reread(it, x, axis, read, len(read))
     return x
 
 
@@ -203,42 +203,43 @@ def cut(it: Interpreter, x: Any, axis: int, start: Size, size: Size, stride: int
 
 
 @register("split")
-def split(it: Interpreter, x: Value, sizes: Sequence[Size], axis: int) -> list[Value]:
-    out, start = [], 0
+def split(it: Interpreter, x: Part, sizes: Sequence[Size], axis: int) -> list[Part]:
+    out = []
+    start: Size = 0
     for size in sizes:
         stop = add_sizes(start, size)
-        starts = [0] * len(x.shape)
+        starts: list[Size] = [0] * len(x.shape)
         stops = list(x.shape)
-        starts[axis], stops[axis] = start, stop  # type: ignore[call-overload, assignment]
+        starts[axis], stops[axis] = start, stop
         out.append(slice_(it, x, tuple(starts), tuple(stops), None))
-        start = stop  # type: ignore[assignment]
+        start = stop
     return out
 
 
 @register("rev")
-def rev(it: Interpreter, x: Value, dimensions: Sequence[int]) -> Value:
+def rev(it: Interpreter, x: Part, dimensions: Sequence[int]) -> Part:
     for axis in dimensions:
         size = x.shape[axis]
         if isinstance(x, Det):
             x = replace(x, val=evaluated(lambda v, a=axis: jnp.flip(v, a), x.val))
         else:
-            x = reread(it, x, axis, np.arange(size)[::-1], size)  # type: ignore[arg-type]
+            x = reread(it, x, axis, np.arange(finite(size))[::-1], finite(size))
     return x
 
 
 @register("dynamic_slice")
-def dynamic_slice(it: Interpreter, x: Value, *starts: Value, slice_sizes: Sequence[Size]) -> Value:
+def dynamic_slice(it: Interpreter, x: Part, *starts: Part, slice_sizes: Sequence[Size]) -> Part:
     for axis, (start, size) in enumerate(zip(starts, slice_sizes, strict=True)):
         if size == x.shape[axis]:
             continue
         assert isinstance(start, Det)
         if is_wide(x.shape[axis]):
             raise UnsupportedError("a part of the width is picked by a computed index")
-        limit = x.shape[axis] - size  # type: ignore[operator]
+        limit = finite(x.shape[axis]) - finite(size)
         index = evaluated(lambda s, n=size, m=limit: jnp.clip(s, 0, m) + jnp.arange(n), start.val)
         if isinstance(x, Det):
             val = evaluated(lambda v, i, a=axis: jnp.take(v, i, axis=a), x.val, index)
             x = replace(x, val=val, shape=(*x.shape[:axis], size, *x.shape[axis + 1 :]))
         else:
-            x = reread(it, x, axis, index, int(size))  # type: ignore[arg-type]
+            x = reread(it, x, axis, index, finite(size))
     return x

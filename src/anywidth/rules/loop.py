@@ -169,17 +169,17 @@ class Body:
         dyn = Dyn(k)
         frame = Frame(self.loop, self.loop, k, self.length, dyn, dyn, False, state, first=True)
         child = Gram(g, it.gram.epsilon, it.gram, (*it.gram.frames, frame))
-        dets, xs = iter(dets), iter(xs)
+        values, slices = iter(dets), iter(xs)
         carry: list[Value] = []
         for i, (x, kind) in enumerate(zip(self.carry, kinds, strict=True)):
             if not kind.ket:
-                carry.append(Det(next(dets), kind.power, x.shape, zero=kind.zero))
+                carry.append(Det(next(values), kind.power, x.shape, zero=kind.zero))
                 continue
             node = self.loop.carries[i]
             rank = node.rank - 1
             view = g.view(node, ViewMap(rank, (dyn, *range(rank))))
             carry.append(Ket(view, layout_of(trivial_sizes(x.shape)), kind.power))
-        here = [self._slice(x, dyn, xs) for x in self.xs]
+        here = [self._slice(x, dyn, slices) for x in self.xs]
         outer_gram, outer_eqn = it.gram, it.eqn
         it.gram = child
         g.local += 1
@@ -194,6 +194,8 @@ class Body:
     def _slice(self, x: Value, dyn: Dyn, xs: Any) -> Value:
         if isinstance(x, Det):
             return replace(x, val=next(xs), shape=x.shape[1:])
+        if isinstance(x, Cat):
+            raise NeedsUnroll("the loop runs over a concatenation")
         atoms = x.layout[0]
         if len(atoms) != 1 or not isinstance(atoms[0], Ax):
             raise NeedsUnroll("the loop runs over merged axes")

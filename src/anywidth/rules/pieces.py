@@ -11,7 +11,7 @@ import numpy as np
 from anywidth.errors import UnsupportedError
 from anywidth.interpret import RULES, Interpreter
 from anywidth.rules import elementwise, joins, linear, products
-from anywidth.trace import Eqn, add_sizes, affine, is_wide
+from anywidth.trace import Eqn, add_sizes, affine, finite, is_wide
 from anywidth.values import Cat, Det, Value
 
 ELEMENTWISE = {
@@ -125,11 +125,11 @@ def _one_or_many(it: Interpreter, eqn: Eqn, inputs: list[Value]) -> Any:
 
 def as_one(it: Interpreter, x: Cat) -> Value:
     at = 0
-    length = int(x.shape[x.axis])  # type: ignore[arg-type]
+    length = finite(x.shape[x.axis])
     terms = []
     for p in x.parts:
         p = as_one(it, p) if isinstance(p, Cat) else p
-        size = int(p.shape[x.axis])
+        size = finite(p.shape[x.axis])
         position = np.arange(length) - at
         at += size
         if isinstance(p, Det) and p.zero:

@@ -20,8 +20,8 @@ from anywidth.inner import ZERO, weighted_sum
 from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.kets import Const, Node, is_zero
 from anywidth.rules.readouts import aligned, inner_product, is_one, lengths_of, raw_parameter
-from anywidth.trace import Size, affine, is_wide
-from anywidth.values import Ax, Det, Ket, Mat, Value, Wide, common_sizes, refined, standard, to_ket
+from anywidth.trace import Size, affine, finite, is_wide
+from anywidth.values import Ax, Det, Ket, Mat, Part, Wide, common_sizes, refined, standard, to_ket
 from anywidth.views import ViewMap
 
 
@@ -72,7 +72,7 @@ def spread(x: Any, places: Sequence[int], rank: int) -> Any:
 
 
 @register("dot_general")
-def dot_general(it: Interpreter, x: Value, y: Value, dimension_numbers: Any, **params: Any) -> Value:
+def dot_general(it: Interpreter, x: Part, y: Part, dimension_numbers: Any, **params: Any) -> Part:
     p = plan(dimension_numbers, len(x.shape), len(y.shape))
     if isinstance(x, Det) and isinstance(y, Det):
         return _numbers(it, x, y, p, dimension_numbers)
@@ -84,7 +84,7 @@ def dot_general(it: Interpreter, x: Value, y: Value, dimension_numbers: Any, **p
     return contraction(it, a, b, p.outer)
 
 
-def _numbers(it: Interpreter, x: Det, y: Det, p: Plan, dimension_numbers: Any) -> Value:
+def _numbers(it: Interpreter, x: Det, y: Det, p: Plan, dimension_numbers: Any) -> Part:
     rank = p.outer + p.summed
     a, b = spread(x, p.lhs, rank), spread(y, p.rhs, rank)
     shape = tuple(s if s != 1 else t for s, t in zip(a.shape, b.shape, strict=True))
@@ -92,7 +92,7 @@ def _numbers(it: Interpreter, x: Det, y: Det, p: Plan, dimension_numbers: Any) -
     for s in shape[p.outer :]:
         if is_wide(s):
             power, factor = power + 1, factor * float(affine(s)[0])
-    lengths = [1 if is_wide(s) else s for s in shape[p.outer :]]
+    lengths = [1 if is_wide(s) else finite(s) for s in shape[p.outer :]]
     val = evaluated(lambda u, v: weighted_sum(u, v, p.summed, lengths) * factor, a.val, b.val)
     noises = [n + o.power for n, o in ((x.noise, y), (y.noise, x)) if n is not None]
     return Det(
@@ -100,7 +100,7 @@ def _numbers(it: Interpreter, x: Det, y: Det, p: Plan, dimension_numbers: Any) -
     )
 
 
-def contraction(it: Interpreter, a: Any, b: Any, outer: int) -> Value:
+def contraction(it: Interpreter, a: Any, b: Any, outer: int) -> Part:
     """The sum over the axes from `outer` on of a * b, both of one rank."""
     wide_sum = any(is_wide(s) for s in (*a.shape[outer:], *b.shape[outer:]))
     if isinstance(a, Mat) or isinstance(b, Mat):
@@ -179,7 +179,7 @@ def _matrix(it: Interpreter, mat: Mat, other: Any, outer: int) -> Ket:
         return _mixed_matrix(it, mat, other, outer)
     if not isinstance(other, Ket):
         raise UnsupportedError("a parameter matrix is contracted over its width with an array that has no width")
-    sizes = common_sizes([[()] * outer + list(x.layout[outer:]) for x in (mat, other)], len(mat.layout))
+    sizes = common_sizes([((),) * outer + x.layout[outer:] for x in (mat, other)], len(mat.layout))
     # an operand may have no atoms along a summed axis: it is of size one, or does not change along it
     mat, other = (
         refined(
@@ -200,7 +200,8 @@ def _matrix(it: Interpreter, mat: Mat, other: Any, outer: int) -> Ket:
     row = next(r for r in mat.rows if r.axis != summed_wide[0].number)
     _remember(it, mat, col.axis)
     # places: the finite atoms of the result, then the summed ones
-    free, summed = [], []
+    free: list[tuple[int, int]] = []
+    summed: list[tuple[int, int]] = []
     for axis in range(len(mat.layout)):
         size = mat.layout[axis] or other.layout[axis]
         finite = [a for a in size if isinstance(a, Ax)]
@@ -220,13 +221,13 @@ def _matrix(it: Interpreter, mat: Mat, other: Any, outer: int) -> Ket:
     layout: list[tuple[Any, ...]] = []
     for axis in range(outer):
         atoms = mat.layout[axis] or other.layout[axis]
-        finite = iter([place[axis, j] for j in range(sum(isinstance(a, Ax) for a in atoms))])
-        layout.append(tuple(Ax(next(finite), a.size) if isinstance(a, Ax) else Wide(0, a.size) for a in atoms))
+        places = iter([place[axis, j] for j in range(sum(isinstance(a, Ax) for a in atoms))])
+        layout.append(tuple(Ax(next(places), a.size) if isinstance(a, Ax) else Wide(0, a.size) for a in atoms))
     operand = k.node if m.coef is None else g.scale(m.coef, k.node)
     if is_zero(operand):
         node: Node = g.const(np.zeros((1,) * len(free)))
         return Ket(node, tuple(layout), k.power + mat.power + Fraction(1, 2))
-    node = g.product(mat.leaf, it.copy, operand, len(summed), row, col, m.indices, it.eqn.line)  # type: ignore[union-attr]
+    node = g.product(mat.leaf, it.copy, operand, len(summed), row, col, m.indices, it.eqn.line)
     both = zip(mat.layout[outer:], other.layout[outer:], strict=True)
     lengths = [a.size for own, others in both for a in own or others if isinstance(a, Ax)]
     full = np.broadcast_shapes(operand.shape, *(np.shape(v) for _, v in m.indices))
@@ -266,7 +267,7 @@ def _mixed_matrix(it: Interpreter, mat: Mat, coef: Det, outer: int) -> Ket:
 
 def _remember(it: Interpreter, mat: Mat, axis: int) -> None:
     """Refuses W and its transpose in one forward pass."""
-    line = it.eqn.line  # type: ignore[union-attr]
+    line = it.eqn.line
     other = it.used.setdefault(mat.leaf, (axis, line))
     if other[0] != axis:
         raise UnsupportedError(

@@ -21,7 +21,7 @@ from anywidth.inner import ZERO, weighted_sum
 from anywidth.interpret import Interpreter
 from anywidth.kets import Const, Contract, Leaf, Node, Pointwise, Product, Sum, View, is_zero
 from anywidth.trace import Size, affine
-from anywidth.values import Ax, Det, Ket, Layout, Mat, Value, Wide
+from anywidth.values import Ax, Det, Ket, Layout, Mat, Part, Wide
 from anywidth.views import expand
 
 
@@ -52,7 +52,7 @@ def raw_parameter(it: Interpreter, node: Node) -> Product | None:
     return node if raw else None  # type: ignore[return-value]
 
 
-def inner_product(it: Interpreter, a: Ket, b: Ket, outer: int) -> Value:
+def inner_product(it: Interpreter, a: Ket, b: Ket, outer: int) -> Part:
     """x.y over the width: n times a number, or a readout where one side is a parameter of its own."""
     for v, s in ((a, b), (b, a)):
         out = readout(it, v, s, outer)
@@ -84,12 +84,12 @@ def number(
     finite = [a.size for axis in layout for a in axis if isinstance(a, Ax)]
     numeric = tuple(int(s) for s in shape)
     if value is ZERO:
-        dtype = next(v.dtype for v in it.eqn.outputs)  # type: ignore[union-attr]
+        dtype = next(v.dtype for v in it.eqn.outputs)
         zeros = np.zeros(numeric, dtype)
         return Det(zeros, power + 1, shape, zero=True, noise=power + Fraction(1, 2), line=it.eqn)
     value = weighted_sum(None, value, summed, lengths) * float(affine(size)[0])
     value = jnp.broadcast_to(value, finite).reshape(numeric)
-    return Det(value.astype(next(v.dtype for v in it.eqn.outputs)), power + 1, shape)  # type: ignore[union-attr]
+    return Det(value.astype(next(v.dtype for v in it.eqn.outputs)), power + 1, shape)
 
 
 def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
@@ -120,7 +120,7 @@ def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
         return None
     if is_zero(operand):
         return Ket(it.graph.const(np.zeros((1,) * node_rank)), layout[:outer], v.power + s.power + Fraction(1, 2))
-    line = it.eqn.line  # type: ignore[union-attr]
+    line = it.eqn.line
     node = it.graph.product(raw.leaf, it.copy, operand, summed, None, raw.row, raw.indices, line)
     full = np.broadcast_shapes(operand.shape, *(np.shape(i) for _, i in raw.indices))
     factor = float(
@@ -159,7 +159,7 @@ def bilinear(it: Interpreter, g: Ket, s: Ket, outer: int) -> Ket | None:
     both = it.graph.pointwise(("mul", (), *expressions), args, coefs)
     rows = float(affine(inner.row.size)[0])
     operand = both if rows == 1.0 else it.graph.scale(rows**0.5, both)
-    line = it.eqn.line  # type: ignore[union-attr]
+    line = it.eqn.line
     out = it.graph.product(
         inner.leaf, it.copy, operand, summed + inner.contracted, None, inner.col, inner.indices, line
     )

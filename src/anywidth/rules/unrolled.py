@@ -28,7 +28,7 @@ def unrolled(
         collected.reverse()
     outs = eqn.outputs[len(carry) :]
     columns = list(zip(*collected, strict=True)) if collected else [() for _ in outs]
-    return [*carry, *(None if v is None else stacked(it, list(c)) for c, v in zip(columns, outs, strict=True))]  # type: ignore[list-item]
+    return [*carry, *(None if v is None else stacked(it, list(c)) for c, v in zip(columns, outs, strict=True))]
 
 
 def _at(it: Interpreter, x: Value, t: int) -> Value:

@@ -25,8 +25,8 @@ import numpy as np
 from anywidth.errors import UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.rules import elementwise, linear, products, reductions
-from anywidth.trace import is_wide
-from anywidth.values import Ax, Det, Mat, Value, Wide
+from anywidth.trace import finite, is_wide
+from anywidth.values import Ax, Det, Mat, Part, Wide
 from anywidth.views import ViewMap
 
 
@@ -88,8 +88,8 @@ def _read(v: Any, axis: int, index: np.ndarray, shape: Sequence[int]) -> Any:
 @register("conv_general_dilated")
 def convolution(
     it: Interpreter,
-    x: Value,
-    w: Value,
+    x: Part,
+    w: Part,
     *,
     window_strides: Sequence[int],
     padding: Sequence[Sequence[int]],
@@ -99,21 +99,21 @@ def convolution(
     feature_group_count: Any,
     batch_group_count: int,
     **params: Any,
-) -> Value:
+) -> Part:
     if isinstance(x, Det) and isinstance(w, Det) and not any(map(is_wide, (*x.shape, *w.shape))):
-        return it.evaluate(it.eqn, [x, w])[0]  # type: ignore[arg-type]
+        return it.evaluate(it.eqn, [x, w])[0]
     if batch_group_count != 1:
         raise UnsupportedError("a convolution with batch_group_count is not supported: convolve the groups one by one")
     lhs, rhs, out = dimension_numbers
     d = len(lhs) - 2
-    output = it.eqn.outputs[0].shape  # type: ignore[union-attr]
+    output = it.eqn.outputs[0].shape
     x = linear.transpose(it, x, (lhs[0], *lhs[2:], lhs[1]))  # batch, space, channel
     w = linear.transpose(it, w, (*rhs[2:], rhs[1], rhs[0]))  # space, channel, output channel
     if any(is_wide(x.shape[1 + i]) or is_wide(w.shape[i]) for i in range(d)):
         raise UnsupportedError("a window slides over the width: its coordinates have no order")
     for i in reversed(range(d)):
         index = window_index(
-            x.shape[1 + i], output[out[2 + i]], w.shape[i],
+            finite(x.shape[1 + i]), finite(output[out[2 + i]]), finite(w.shape[i]),
             stride=window_strides[i], low=padding[i][0], base=lhs_dilation[i], dilation=rhs_dilation[i],
         )  # fmt: skip
         x = windowed(it, x, 1 + i, index)
@@ -129,7 +129,7 @@ def convolution(
     return linear.transpose(it, y, tuple(order))
 
 
-def _grouped(it: Interpreter, x: Value, w: Value, d: int, groups: int) -> Value:
+def _grouped(it: Interpreter, x: Part, w: Part, d: int, groups: int) -> Part:
     """The product, summed over offsets and channels."""
     position, offset = list(range(d + 1)), [d + 2 + i for i in range(d)]
     if groups == 1:
@@ -138,18 +138,17 @@ def _grouped(it: Interpreter, x: Value, w: Value, d: int, groups: int) -> Value:
         b = products.spread(w, (*offset, rank - 1, d + 1), rank)
         return products.contraction(it, a, b, d + 2)
     offset, rank = [o + 1 for o in offset], 2 * d + 4
-    size = linear._part(x.shape[-1], groups) if is_wide(x.shape[-1]) else x.shape[-1] // groups  # type: ignore[operator]
-    outs = linear._part(w.shape[-1], groups) if is_wide(w.shape[-1]) else w.shape[-1] // groups  # type: ignore[operator]
+    size, outs = linear.part(x.shape[-1], groups), linear.part(w.shape[-1], groups)
     x = linear.reshape(it, x, new_sizes=(*x.shape[:-1], groups, size))
     w = linear.reshape(it, w, new_sizes=(*w.shape[:-1], groups, outs))
     a = products.spread(x, (*position, *offset, d + 1, rank - 1), rank)
     b = products.spread(w, (*offset, rank - 1, d + 1, d + 2), rank)
     y = products.contraction(it, a, b, d + 3)
-    merged = it.eqn.outputs[0].shape[it.eqn.params["dimension_numbers"][2][1]]  # type: ignore[union-attr]
+    merged = it.eqn.outputs[0].shape[it.eqn.params["dimension_numbers"][2][1]]
     return linear.reshape(it, y, new_sizes=(*y.shape[: d + 1], merged))
 
 
-def _depthwise(it: Interpreter, x: Value, w: Value, d: int, groups: Any) -> Value:
+def _depthwise(it: Interpreter, x: Part, w: Part, d: int, groups: Any) -> Part:
     """One group for each channel: a product coordinate by coordinate, summed over the offsets."""
     if x.shape[-1] != groups or w.shape[-2] != 1:
         raise UnsupportedError(
@@ -173,15 +172,16 @@ def _windows(
     it: Interpreter, x: Any, dimensions: Any, strides: Any, padding: Any, base: Any, dilation: Any
 ) -> tuple[Any, tuple[int, ...], list[np.ndarray]]:
     """X with an axis of offsets after each axis that a window slides over; where they are, and what they read."""
-    output = it.eqn.outputs[0].shape  # type: ignore[union-attr]
-    offsets, indices = [], []
+    output = it.eqn.outputs[0].shape
+    offsets: list[int] = []
+    indices: list[np.ndarray] = []
     for axis in reversed(range(len(x.shape))):
         if (dimensions[axis], strides[axis], base[axis], tuple(padding[axis])) == (1, 1, 1, (0, 0)):
             continue
         if is_wide(x.shape[axis]):
             raise UnsupportedError("a window slides over the width: its coordinates have no order")
         index = window_index(
-            x.shape[axis], output[axis], dimensions[axis],
+            finite(x.shape[axis]), finite(output[axis]), dimensions[axis],
             stride=strides[axis], low=padding[axis][0], base=base[axis], dilation=dilation[axis],
         )  # fmt: skip
         offsets = [axis + 1] + [o + 1 for o in offsets]
@@ -191,22 +191,22 @@ def _windows(
 
 
 @register("reduce_window_sum")
-def window_sum(it: Interpreter, x: Value, *, window_dimensions: Any, window_strides: Any, padding: Any,
-               base_dilation: Any, window_dilation: Any, **params: Any) -> Value:  # fmt: skip
+def window_sum(it: Interpreter, x: Part, *, window_dimensions: Any, window_strides: Any, padding: Any,
+               base_dilation: Any, window_dilation: Any, **params: Any) -> Part:  # fmt: skip
     x, offsets, _ = _windows(it, x, window_dimensions, window_strides, padding, base_dilation, window_dilation)
     return reductions.reduce_sum(it, x, offsets) if offsets else x
 
 
 @register("reduce_window_max", "reduce_window_min")
-def window_max(it: Interpreter, x: Value, *, window_dimensions: Any, window_strides: Any, padding: Any,
-               base_dilation: Any, window_dilation: Any, **params: Any) -> Value:  # fmt: skip
+def window_max(it: Interpreter, x: Part, *, window_dimensions: Any, window_strides: Any, padding: Any,
+               base_dilation: Any, window_dilation: Any, **params: Any) -> Part:  # fmt: skip
     """The extreme of shifted views; padding, which is never the extreme, reads what is in the window anyway."""
-    name = "max" if it.eqn.name == "reduce_window_max" else "min"  # type: ignore[union-attr]
+    name = "max" if it.eqn.name == "reduce_window_max" else "min"
     if isinstance(x, Det):
         it.settled(x)
-        val = evaluated(lambda v: it.eqn.primitive.bind(v, **it.eqn.raw), x.val)  # type: ignore[union-attr]
-        return Det(val, x.power, it.eqn.outputs[0].shape, zero=x.zero)  # type: ignore[union-attr]
-    output = it.eqn.outputs[0].shape  # type: ignore[union-attr]
+        val = evaluated(lambda v: it.eqn.primitive.bind(v, **it.eqn.raw), x.val)
+        return Det(val, x.power, it.eqn.outputs[0].shape, zero=x.zero)
+    output = it.eqn.outputs[0].shape
     for axis in reversed(range(len(x.shape))):
         window = window_dimensions[axis]
         if (window, window_strides[axis], base_dilation[axis], tuple(padding[axis])) == (1, 1, 1, (0, 0)):
@@ -214,7 +214,7 @@ def window_max(it: Interpreter, x: Value, *, window_dimensions: Any, window_stri
         if is_wide(x.shape[axis]):
             raise UnsupportedError("a window slides over the width: its coordinates have no order")
         index = window_index(
-            x.shape[axis], output[axis], window, stride=window_strides[axis], low=padding[axis][0],
+            finite(x.shape[axis]), finite(output[axis]), window, stride=window_strides[axis], low=padding[axis][0],
             base=base_dilation[axis], dilation=window_dilation[axis],
         )  # fmt: skip
         if (index < 0).all(1).any():
