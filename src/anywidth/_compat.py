@@ -76,6 +76,14 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return jaxpr, ()
 
 
+def sub_jaxprs(eqn: Any) -> Iterator[Any]:
+    """The open jaxprs that an equation calls, repeats or chooses among."""
+    for value in eqn.params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, ClosedJaxpr | Jaxpr):
+                yield open_jaxpr(one)[0]
+
+
 def as_fun(jaxpr: Any) -> Any:
     return jex.jaxpr_as_fun(jaxpr)
 

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from anywidth import _compat
 from anywidth.grams.plan import Tile, at
 
-__all__ = ["Program", "assemble", "compiled", "launch", "padded", "transposed"]
+__all__ = ["Program", "assemble", "compiled", "largest", "launch", "padded", "transposed"]
 
 
 class Program(NamedTuple):
@@ -34,11 +34,31 @@ def compiled(
 
     The arrays of a `functools.partial(kernel, params)` are passed to the program and not compiled into it.
     """
-    whole: Any = kernel
-    function, bound = (whole.func, whole.args) if _bound(whole) else (whole, ())
-    context = (_compat.settings(), _compat.default_device())
-    program = _compiled(function, _Spec(bound), _Spec(x), _Spec(y), size, context)
+    bound, arguments = _arguments(kernel, x, y, size)
+    program = _compiled(*arguments)
     return program._replace(call=partial(program.call, bound))
+
+
+def largest(kernel: Callable[[Any, Any], Any], x: PyTree[jax.ShapeDtypeStruct], y: Any, size: tuple[int, int]) -> int:
+    """Bytes of the largest array on the way to a tile, before it is compiled; of loops, of one step."""
+    return _largest(_traced(*_arguments(kernel, x, y, size)[1]).jaxpr.jaxpr)
+
+
+def _largest(jaxpr: Any) -> int:
+    most = 0
+    for eqn in jaxpr.eqns:
+        inner = list(_compat.sub_jaxprs(eqn))
+        most = max([most, *map(_largest, inner)])
+        if not inner:
+            avals = [v.aval for v in eqn.outvars if hasattr(v.aval, "dtype")]
+            most = max([most, *(int(np.prod(a.shape)) * a.dtype.itemsize for a in avals)])
+    return most
+
+
+def _arguments(kernel: Any, x: Any, y: Any, size: tuple[int, int]) -> tuple[Any, tuple[Any, ...]]:
+    function, bound = (kernel.func, kernel.args) if _bound(kernel) else (kernel, ())
+    context = (_compat.settings(), _compat.default_device())
+    return bound, (function, _Spec(bound), _Spec(x), _Spec(y), size, context)
 
 
 def _bound(kernel: Any) -> bool:
@@ -49,16 +69,21 @@ def _bound(kernel: Any) -> bool:
     )
 
 
-@lru_cache(maxsize=256)
-def _compiled(
+@lru_cache(maxsize=4)
+def _traced(
     kernel: Callable[..., Any], bound: "_Spec", x: "_Spec", y: "_Spec", size: tuple[int, int], context: Any
-) -> Program:
+) -> Any:
     """`context` is only there to tell cached programs apart."""
 
     def over(args: Any, xs: Any, ys: Any) -> Any:
         return jax.vmap(lambda a: jax.vmap(lambda b: kernel(*args, a, b))(ys))(xs)
 
-    lowered = jax.jit(over).lower(bound.one(), x.stacked(size[0]), y.stacked(size[1]))
+    return jax.jit(over).trace(bound.one(), x.stacked(size[0]), y.stacked(size[1]))
+
+
+@lru_cache(maxsize=256)
+def _compiled(*arguments: Any) -> Program:
+    lowered = _traced(*arguments).lower()
     outputs = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lowered.out_info))
     program = lowered.compile()
     analysis = program.memory_analysis()

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from anywidth.errors import StoreError
 from anywidth.examples import Dataset, dataset
-from anywidth.grams.evaluate import assemble, compiled, launch, on_device, padded, transposed
+from anywidth.grams.evaluate import assemble, compiled, largest, launch, on_device, padded, transposed
 from anywidth.grams.filling import QUEUE, GramStore
 from anywidth.grams.identity import differences, identity
 from anywidth.grams.plan import Piece, Tile, at, between_groups, even, panels, squares
@@ -27,6 +27,8 @@ from anywidth.network import Network
 __all__ = ["gram"]
 
 _LARGEST = 512  # examples on a side of a tile: beyond it nothing is gained
+_CACHE = 2**19  # bytes of an array that the caches of a core hold together with a few others
+_SMALLEST = 8  # examples on a side of a tile that is smaller only if memory asks for it
 _SMALLEST_SPLIT = 64  # a symmetric matrix is cut into tiles at least this wide, to skip half of them
 _LARGEST_MIXED = 2048  # of a tile with examples of many shapes, each of which is a computation of its own
 
@@ -207,7 +209,7 @@ def _plan_in_memory(work: _Work) -> Iterator[Tile]:
     """The tiles between two groups at a time, as large as the budget allows for them."""
     for g, h in work.shapes:
         rows, cols = work.xs.groups[g], work.ys.groups[h]
-        size = _side(len(rows), work.symmetric), _side(len(cols), work.symmetric)
+        size = _cached(work, (g, h), (_side(len(rows), work.symmetric), _side(len(cols), work.symmetric)))
         # two outputs are alive at a time: the tile being computed and the one being copied out
         while (need := work.need(g, h, size, 2)) > work.budget:
             size = _smaller(size, need, work.budget)
@@ -216,6 +218,17 @@ def _plan_in_memory(work: _Work) -> Iterator[Tile]:
 
 def _side(n: int, symmetric: bool, most: int = _LARGEST) -> int:
     return even(n, min(most, max(_SMALLEST_SPLIT, -(-n // 8))) if symmetric else most)
+
+
+def _cached(work: _Work, groups: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The tile made smaller where what is computed on the way would leave the cache; not so small that what depends
+    on one example alone, which every tile computes anew, counts."""
+    rows, cols = work.xs.groups[groups[0]], work.ys.groups[groups[1]]
+    shrink = (_CACHE / largest(work.kernel, rows.spec, cols.spec, size)) ** 0.5
+    if shrink >= 0.5 or min(size) <= _SMALLEST:  # a little beyond costs nothing
+        return size
+    rows_size, cols_size = (max(_SMALLEST, int(n * shrink)) for n in size)
+    return even(len(rows), rows_size), even(len(cols), cols_size)
 
 
 def _smaller(size: tuple[int, int], need: int, budget: int) -> tuple[int, int]:
