@@ -222,7 +222,8 @@ def _side(n: int, symmetric: bool, most: int = _LARGEST) -> int:
 
 def _cached(work: _Work, groups: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     """The tile made smaller where what is computed on the way would leave the cache; not so small that what depends
-    on one example alone, which every tile computes anew, counts."""
+    on one example alone, which every tile computes anew, counts.
+    """
     rows, cols = work.xs.groups[groups[0]], work.ys.groups[groups[1]]
     shrink = (_CACHE / largest(work.kernel, rows.spec, cols.spec, size)) ** 0.5
     if shrink >= 0.5 or min(size) <= _SMALLEST:  # a little beyond costs nothing
