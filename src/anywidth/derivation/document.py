@@ -50,7 +50,7 @@ class Explanation:
 
     Shown as Markdown in a notebook and as text by `print`; `latex()` is for a paper. `contributions` is what each
     parameter adds to the NTK at the given examples, by the parameter's path in `init(n)`: they sum to
-    `aw.ntk(net)(x, y)`.
+    `aw.ntk(net)(x, y)`, to rounding, or to the standard error of what had to be sampled.
     """
 
     sections: tuple[Section, ...]
