@@ -440,8 +440,8 @@ def cholesky(S: Array, scale: Array) -> Array:
     for i in range(n):
         d = S[i, i]
         alive = d > tol * scale[i]
-        root = jnp.sqrt(jnp.where(alive, d, jnp.ones_like(d)))
-        column = jnp.where(alive & (jnp.arange(n) >= i), S[:, i] / root, jnp.zeros((), S.dtype))
+        root = jnp.sqrt(jnp.where(alive, d, jnp.inf))
+        column = jnp.where(jnp.arange(n) >= i, S[:, i] / root, jnp.zeros((), S.dtype))
         columns.append(column)
         S = S - jnp.outer(column, column)
     return jnp.stack(columns, 1)

@@ -65,7 +65,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .closed import mean, pair
-from .numerics import tied
+from .numerics import COINCIDING, tied
 from .resolvents import noise, relative_noise, resolvents, resolvents_diag
 
 __all__ = ["check_finite", "normalised_mean", "normalised_pair", "normalised_self"]
@@ -155,7 +155,7 @@ def _nodes(s, k, A, eps, end):
 def coinciding(q1, q2, c):
     """+1 or -1 where two Gaussians are almost surely multiples of one another, else 0."""
     q1, q2, c = lax.stop_gradient((q1[:, None], q2[None, :], c))
-    return jnp.where((q1 * q2 > 0) & (q1 * q2 - c * c <= 4 * jnp.finfo(c.dtype).eps * q1 * q2), jnp.sign(c), 0)
+    return jnp.where((q1 * q2 > 0) & (q1 * q2 - c * c <= COINCIDING * jnp.finfo(c.dtype).eps * q1 * q2), jnp.sign(c), 0)
 
 
 def value(f, g, q1, q2, c, sign):

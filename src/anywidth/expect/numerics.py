@@ -9,6 +9,12 @@ Products are made error-free by masking: each factor is split into a high half a
 product of halves is exact in the working precision. Unlike Veltkamp's split this survives a compiler that
 contracts ``a * b + c`` into one fused operation (XLA:CPU does): fusing an exact product changes nothing.
 
+Decisions may be taken twice. XLA recomputes cheap operations in every fusion that wants them, contracted differently,
+and keeps the results of dear ones (roots, quotients, angles). So ``where(x > 0, sqrt(where(x > 0, x, 1)), 0)`` can be 1
+for an x that is rounded to zero or not: one fusion took the root of 1, the other believed it. Hence the rule for every
+guard in this package: it stands before the dear operation and not after it, and what it puts in the place of x makes
+the result the wanted one by itself (1 / inf = 0). Either decision is then right to the rounding of x.
+
 >>> import jax.numpy as jnp
 >>> e = jnp.float32(2.0 ** -13)
 >>> q, c = 1 + e, jnp.float32(1.0)
@@ -23,6 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+
+# Determinants below so many eps q1 q2 are zero: see `gram_det`.
+COINCIDING = 6.5
 
 # The low bits cleared by the split: half of the significand, rounded up for the low half.
 _SPLIT = {np.dtype("float32"): (np.uint32, 0xFFFFF000), np.dtype("float64"): (np.uint64, 0xFFFFFFFFF8000000)}
@@ -94,12 +103,12 @@ def gram_det(q1, q2, c):
     """`det`, with what rounding of the inputs could have made of zero snapped to zero.
 
     Two copies of one variance that differ in the last place must count as correlation one. Rounding q1, q2
-    and c moves det by at most 4 eps q1 q2 (1 - |corr| by 2 eps: in float64 1 - 1e-15 is told apart from 1).
-    The derivative is that of det, snapped or not.
+    and c, a few times each, moves det by at most 6 eps q1 q2 (1 - |corr| by 3 eps: in float64 1 - 1e-15, where det is
+    9 eps q1 q2, is told apart from 1). The bound is no whole number of eps because determinants near zero are, for
+    variances near one, and no decision should hang on the last bit. The derivative is that of det, snapped or not.
     """
     d = det(q1, q2, c)
-    keep = d > 4 * float(jnp.finfo(d.dtype).eps) * (q1 * q2)
-    return _keep(d, keep)
+    return _keep(d, d > COINCIDING * float(jnp.finfo(d.dtype).eps) * (q1 * q2))
 
 
 @jax.custom_jvp
@@ -112,22 +121,25 @@ def _(primals, tangents):
     return _keep(*primals), tangents[0]
 
 
+@jax.custom_jvp
 def safe_sqrt(x):
     """sqrt(x) for x > 0, and 0 with every derivative 0 elsewhere."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    return jnp.sqrt(jnp.where(x > 0, x, 0))
+
+
+@safe_sqrt.defjvp
+def _(primals, tangents):
+    return safe_sqrt(*primals), safe_rsqrt(*primals) / 2 * tangents[0]
 
 
 def safe_recip(x):
     """1 / x for x > 0, and 0 with every derivative 0 elsewhere."""
-    positive = x > 0
-    return jnp.where(positive, 1 / jnp.where(positive, x, 1), 0)
+    return 1 / jnp.where(x > 0, x, np.inf)
 
 
 def safe_rsqrt(x):
     """1 / sqrt(x) for x > 0, and 0 with every derivative 0 elsewhere."""
-    positive = x > 0
-    return jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    return 1 / jnp.sqrt(jnp.where(x > 0, x, np.inf))
 
 
 def powi(x, k):
@@ -156,13 +168,28 @@ def _atan_over_x(x2):
 
 
 def half_angle(y, x):
-    """atan2(y, x) for y >= 0 and x >= 0, not both zero: an angle between 0 and pi / 2.
+    """atan2(y, x) for y >= 0 and x >= 0: an angle between 0 and pi / 2, 0 if both are zero.
 
     In float32 a polynomial of degree 10 in the squared slope (error 2e-8) replaces `jnp.arctan2`, which on
     CPU costs more than everything else in a ReLU kernel together.
     """
     if y.dtype != jnp.float32:
         return jnp.arctan2(y, x)
-    slope = jnp.minimum(x, y) / jnp.maximum(x, y)
+    slope = jnp.minimum(x, y) / jnp.maximum(jnp.maximum(x, y), jnp.finfo(y.dtype).tiny)
     acute = slope * horner(chebyshev(_atan_over_x, 10), 2 * (slope * slope) - 1)
     return jnp.where(y > x, np.float32(np.pi / 2) - acute, acute)
+
+
+@jax.custom_jvp
+def signed_angle(c, det):
+    """atan2(c, sqrt(det)); for det <= 0, +-pi / 2 by the sign of c, or 0 if that is 0, with every derivative 0."""
+    return jnp.arctan2(c, safe_sqrt(det))
+
+
+@signed_angle.defjvp
+def _(primals, tangents):
+    c, det = primals
+    dc, ddet = tangents
+    # c^2 + det > 0 where det > 0; elsewhere the factors in front are zero
+    scale = safe_recip(c * c + det)
+    return signed_angle(c, det), scale * (safe_sqrt(det) * dc - c * safe_rsqrt(det) / 2 * ddet)

@@ -77,7 +77,7 @@ def _nodes(knots, j, n):
 
 def _as_standard(points, scale):
     """Locations as multiples of a standard deviation that may be zero (then: out of the way)."""
-    return [jnp.where(scale > 0, p / jnp.where(scale > 0, scale, 1), 0) for p in points]
+    return [p / jnp.where(scale > 0, scale, jnp.inf) for p in points]
 
 
 def _flat(x, shape):
@@ -109,7 +109,8 @@ def _double(fs, f_coefs, gs, g_coefs, q1, q2, c, f_breaks, g_breaks, panels, n):
     shape, count = q1.shape, n.astype(int)
     s1 = safe_sqrt(q1)
     slope = c * safe_rsqrt(q1)
-    s = jnp.where(q1 > 0, safe_sqrt(gram_det(q1, q2, c) * safe_recip(q1)), safe_sqrt(q2))
+    inverse = safe_recip(q1)
+    s = safe_sqrt(jnp.where(inverse > 0, gram_det(q1, q2, c) * inverse, q2))
     zero = jnp.zeros_like(q1)
     none = jnp.zeros((len(fs), *shape), q1.dtype)
     knots = None

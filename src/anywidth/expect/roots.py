@@ -47,7 +47,7 @@ def _lyapunov(S: Array, X: Array) -> Array:
     """Y with A Y + Y A = X, A the root of S."""
     U, a, _ = _spectrum(S)
     total = a[..., :, None] + a[..., None, :]
-    inverse = jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
+    inverse = 1 / jnp.where(total > 0, total, jnp.inf)
     Ut = jnp.swapaxes(U, -1, -2)
     return U @ ((Ut @ X @ U) * inverse) @ Ut
 

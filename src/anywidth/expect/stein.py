@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from anywidth.expect.numerics import gram_det, safe_recip, safe_rsqrt
+from anywidth.expect.numerics import gram_det, safe_recip, safe_rsqrt, signed_angle
 
 
 class Covariance(NamedTuple):
@@ -73,11 +73,8 @@ def _arcsine(s, t, cov):
     (a, b), (g, d) = s, t
     c = a * g * cov.c
     det = b * b * (d * d + g * g * cov.q2) + a * a * (d * d * cov.q1 + g * g * cov.det)
-    regular = det > 0
-    x, y = jnp.where(regular, c, 0), jnp.sqrt(jnp.where(regular, det, 1))
     # Correlation +-1 of two jumps: the sign of c, without a derivative.
-    edge = jax.lax.stop_gradient(jnp.sign(c) * (math.pi / 2))
-    return (2 / math.pi) * jnp.where(regular, jnp.arctan2(x, y), edge)
+    return (2 / math.pi) * signed_angle(c, det)
 
 
 def moment(k, l, s, t, cov):
