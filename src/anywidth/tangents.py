@@ -148,8 +148,7 @@ def slopes(gram: Gram, left: Path, right: Path, a: Node, b: Node) -> Array:
     def bilinear(Jt: Array, G: Array, Ks: Array, i: int, j: int) -> Array:
         """Cov of the tangents of output i of the left and j of the right one: (k, k', M)."""
         p, q = first.of(outs[0][i]), second.of(outs[1][j])
-        H = (Jt[rows[0][i]][:, p][:, :, None] * G[p][:, q][None]).sum(1)
-        return (H[:, None] * Ks[rows[1][j]][:, q][None]).sum(2)
+        return _times(Ks[rows[1][j]][:, q], _times(Jt[rows[0][i]][:, p], G[p][:, q]), 1)
 
     nexts = [list(range(n, len(o) - 1)) for n, o in zip(n_operands, outs, strict=True)]
     next_rows = [np.concatenate([rows[side][i] for i in nexts[side]]) for side in (0, 1)]
@@ -193,9 +192,9 @@ def slopes(gram: Gram, left: Path, right: Path, a: Node, b: Node) -> Array:
                 jnp.broadcast_to(moves[:, :, None], (len(p), len(q), M)).astype(dtype)
             )
         Jn, Kn = Jt[next_rows[0]], Ks[next_rows[1]]
-        H = (Jn[:, :, None] * G[None]).sum(1)  # Cov(dh_t, x'_s)
-        new_before = (H[:, None] * Kn[None]).sum(2)
-        new_up = (G[c:][:, None] * Kn[None]).sum(2)  # Cov(eta_t, dh'_s)
+        H = _times(Jn, G)  # Cov(dh_t, x'_s)
+        new_before = _times(Kn, H, 1)
+        new_up = _times(Kn, G[c:], 1)  # Cov(eta_t, dh'_s)
         out = bilinear(Jt, G, Ks, len(outs[0]) - 1, len(outs[1]) - 1).mean(-1)
         return new_before, H[:, d:], new_up, out
 
@@ -220,6 +219,16 @@ def slopes(gram: Gram, left: Path, right: Path, a: Node, b: Node) -> Array:
         _, out = lax.scan(over_t, start, (jnp.arange(one.loop.length), J))
     T = one.loop.length
     return jnp.moveaxis(out, 1, 2).reshape(T, *a.shape[1:], S, *b.shape[1:])
+
+
+def _times(J: Array, G: Array, axis: int = 0) -> Array:
+    """J times G along an axis of G, sample by sample (the last axis): (k, p, M) and (p, q, M) or (q, p, M).
+
+    Written out, for there are few p: XLA:CPU (jaxlib 0.10) crashes on some fused reductions of so many axes in float32.
+    """
+    place = lambda x: x[:, None] if axis == 0 else x[None]  # noqa: E731
+    terms = [place(J[:, p]) * lax.index_in_dim(G, p, axis) for p in range(J.shape[1])]
+    return sum(terms[1:], terms[0])
 
 
 def _moved(pair: tuple[Array, Array], e: Array) -> Array:
