@@ -78,7 +78,8 @@ def _function_of_states(graph: Graph, x: Pointwise) -> State | None:
         axis = times[0]
         order = [axis, *(i for i in range(x.rank) if i != axis)]
         place = [order.index(i) for i in range(x.rank)]
-        node = graph.push(graph.view(x, ViewMap(x.rank, tuple(place))))  # type: ignore[arg-type]
+        node = graph.view(x, ViewMap(x.rank, tuple(place)))
+        node = graph.push(node) if isinstance(node, View) else node
         return State(loop, node, tuple(order))
     arrays = [t.array for t in times if isinstance(t, Index) and isinstance(t.array, np.ndarray) and t.array.size == 1]
     if len(arrays) == len(times) and len({int(t.item()) for t in arrays}) == 1:
