@@ -21,7 +21,6 @@ import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from anywidth.expect.numerics import gram_det, safe_recip, safe_rsqrt, signed_angle
 
