@@ -47,6 +47,14 @@ def test_links_to_files_exist(page):
             assert (page.parent / target).exists(), target
 
 
+def test_the_map_of_the_code_is_whole():
+    table = (README.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+(?:\.py|/))`", table))
+    here = Path(anywidth.__file__).parent
+    modules = {p.name + "/" * p.is_dir() for p in here.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert modules - {"__init__.py", "__main__.py", "__pycache__/"} <= named
+
+
 def test_every_public_name_is_in_the_reference():
     reference = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\.\. auto\w+:: (?:anywidth\.)?([\w.]+)", reference))
