@@ -1,6 +1,6 @@
 """Numbers of `gram`: python benchmarks/gram.py {overhead,store,kill,cluster} [--n N].
 
-overhead   a tile of gram next to one jitted vmap(vmap(kernel)) of the same tile
+overhead   gram next to one jitted vmap(vmap(kernel)) of the same pairs
 store      N points in R^64, depth-3 relu, float32, in memory and in a store with a budget of 1 GiB: rates, peak memory
 kill       the same into a store, killed with SIGKILL twenty times at random moments; compared bit by bit
 cluster    a dask LocalCluster of two workers, one of which is killed; compared bit by bit
@@ -25,7 +25,7 @@ import numpy as np
 import anywidth as aw
 from anywidth import zoo
 
-DEPTH, FEATURES, TILE = 3, 64, 512
+DEPTH, FEATURES = 3, 64
 
 
 def data(n):
@@ -43,25 +43,27 @@ def seconds(call, clock):
 
 
 def overhead(args):
-    X = data(4 * TILE)
+    """Turn by turn in one process, so that what else the machine does falls on both."""
     for kind in ("ntk", "kernels"):
         kernel = network(kind)
-        values = getattr(kernel, "values", kernel)
-        plain = jax.jit(jax.vmap(jax.vmap(values, (None, 0)), (0, None)))
-        tiles = [X[i : i + TILE] for i in range(0, len(X), TILE)]
+        plain = jax.jit(jax.vmap(jax.vmap(getattr(kernel, "values", kernel), (None, 0)), (0, None)))
+        for n in (256, 512, 1024, 2048):
+            X, Y = data(2 * n)[:n], data(2 * n)[n:]
 
-        def one_by_one(plain=plain, tiles=tiles):
-            for x in tiles:
-                for y in tiles:
-                    jax.block_until_ready(plain(x, y))
+            def whole(plain=plain, X=X, Y=Y):
+                jax.block_until_ready(plain(X, Y))
 
-        def gram(kernel=kernel):
-            aw.gram(kernel, X, X, progress=False)
+            def gram(kernel=kernel, X=X, Y=Y):
+                jax.block_until_ready(jax.tree.leaves(aw.gram(kernel, X, Y, progress=False)))
 
-        for clock in (time.process_time, time.perf_counter):
-            one_by_one(), gram()
-            ratios = [seconds(gram, clock) / seconds(one_by_one, clock) for _ in range(9)]
-            print(f"{kind:8s} gram / plain tiles, {clock.__name__}: median {statistics.median(ratios):.3f}", flush=True)
+            whole(), gram()
+            for clock in (time.process_time, time.perf_counter):
+                ratios = [seconds(gram, clock) / seconds(whole, clock) for _ in range(max(9, 60 * 256 // n))]
+                print(
+                    f"{kind:8s} {n:5d} x {n:<5d} gram / jit(vmap(vmap)), {clock.__name__}: "
+                    f"median {statistics.median(ratios):.3f}",
+                    flush=True,
+                )
 
 
 def child(args):
