@@ -35,7 +35,7 @@ def run(monkeypatch, tmp_path):
     (tmp_path / "notes.txt").write_text("a,b\n1,2\n")
     (tmp_path / "aw_test_nets.py").write_text(
         "from anywidth import zoo\n\ndef make(d, depth=1):\n    return zoo.mlp(d, depth)\n\nfixed = make(3)\n"
-        "number = 3\n"
+        "number = 3\n\ndef fails(d):\n    return 1 / 0\n"
     )
 
     def invoke(*arguments):
@@ -140,7 +140,7 @@ FIT = {"--network": "zoo:mlp", "--data": "train.csv", "--target": "y", "--drop":
         ({"--data": "none.csv"}, "there is no file none.csv"),
         ({"--data": "broken.csv"}, "broken.csv cannot be read"),
         ({"--data": "notes.txt"}, "known kind"),
-        ({"--data": "holes.csv"}, r"'a' of holes.csv lacks 1 values, the first in row 5"),
+        ({"--data": "holes.csv"}, r"'a' of holes.csv lacks a value, in row 5"),
         ({"--target": "price"}, "no column 'price'; it has a, b, c, y, kind"),
         ({"--drop": "d"}, "no column 'd'"),
         ({"--drop": "b"}, "'kind' of train.csv holds '.*', which is not a number: leave it out with --drop kind"),
@@ -157,6 +157,41 @@ def test_what_is_wrong_takes_a_line(run, change, words):
     assert re.search(words, done.output)
     assert done.output.startswith("anywidth: ")
     assert done.output.count("\n") == 1
+
+
+def test_a_network_that_fails_is_told_with_its_line(run):
+    done = run("fit", *[x for pair in {**FIT, "--network": "aw_test_nets:fails"}.items() for x in pair])
+    assert done.exit_code == 1
+    assert re.match(
+        r"anywidth: the network fails: ZeroDivisionError: division by zero\n  at .*nets.py:10 \(fails\)\n$", done.output
+    )
+    done = run("fit", *[x for pair in {**FIT, "--option": "depth=three"}.items() for x in pair])
+    assert done.exit_code == 1
+    assert re.match(r"anywidth: the network fails: TypeError: .*\n  at .*zoo.mlp.py:\d+ \(mlp\)\n$", done.output)
+
+
+def test_an_error_of_this_package_keeps_its_traceback(run, monkeypatch):
+    monkeypatch.setattr("anywidth.cli.files.KINDS", None)
+    done = run("fit", *[x for pair in FIT.items() for x in pair])
+    assert isinstance(done.exception, TypeError)
+
+
+def test_gram_of_some_columns_of_a_table(run):
+    arguments = ("gram", "--network", "zoo:mlp", "--data", "train.csv", "--kernel", "nngp", "--store", "K.zarr")
+    done = run(*arguments)
+    assert done.exit_code == 1
+    assert "leave it out with --drop kind" in done.output
+    done = run(*arguments, "--drop", "kind", "--drop", "y")
+    assert done.exit_code == 0, done.output
+    X = pandas.read_csv("train.csv")[["a", "b", "c"]].to_numpy()
+    np.testing.assert_allclose(aw.open_gram("K.zarr")[...], aw.gram(aw.nngp(zoo.mlp(3)), X), rtol=1e-5)
+
+
+def test_help_and_version(run):
+    assert run("--version").output == f"anywidth {aw.__version__}\n"
+    text = run("--help").output
+    assert "anywidth gram --network mypkg.nets:rnn --data X.npy --store K.zarr" in text
+    assert "..." not in text.split("Commands:")[1]
 
 
 def test_what_is_not_a_model_or_store(run):

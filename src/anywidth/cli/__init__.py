@@ -5,12 +5,28 @@ does beyond reading options and printing is in the package around this one.
 """
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 if TYPE_CHECKING:
     import typer
 
 __all__ = ["application", "main"]
+
+_HELP = """Infinite-width kernels of neural networks written as plain JAX: compute them, predict with them,
+and hold them against simulation.
+
+A network is named MODULE:NAME, a Network of yours or a function from the number of features to one, or zoo:NAME. Data
+are in .npy, .npz, .csv or .parquet files.
+
+For example, predictions and the uncertainty of them, and a kernel matrix for work of your own:
+
+\b
+  anywidth fit --network zoo:mlp --option depth=3 --data train.csv --target price --model model.npz
+  anywidth predict --model model.npz --data test.csv --out predictions.csv
+  anywidth gram --network mypkg.nets:rnn --data X.npy --store K.zarr
+  anywidth info K.zarr
+
+"anywidth COMMAND --help" says more of each."""
 
 
 def main() -> None:
@@ -44,18 +60,28 @@ def application() -> "typer.Typer":
     from anywidth.cli.table import table
 
     app = typer.Typer(
-        help="Infinite-width kernels of neural networks written as plain JAX: compute, predict with them, "
-        "and hold them against simulation.",
+        help=_HELP,
         no_args_is_help=True,
         rich_markup_mode=None,  # help as paragraphs, like a manual page
         add_completion=False,
         pretty_exceptions_show_locals=False,
     )
 
+    def version(wanted: bool) -> None:
+        if wanted:
+            import anywidth
+
+            typer.echo(f"anywidth {anywidth.__version__}")
+            raise typer.Exit
+
     @app.callback()
-    def callback() -> None:
-        pass  # makes a single command a command rather than the program itself
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version and exit.")
+        ] = False,
+    ) -> None:
+        pass
 
     for command in (gram, fit, predict, info, table, figure1, figure3):
-        app.command()(one_line(command))
+        app.command(short_help=(command.__doc__ or "").splitlines()[0])(one_line(command))
     return app

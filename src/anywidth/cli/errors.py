@@ -1,7 +1,11 @@
 """What went wrong, in one line."""
 
 import functools
+import os
+import sysconfig
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -26,5 +30,22 @@ def one_line(command: Callable[..., None]) -> Callable[..., None]:
         except Interrupted as error:
             typer.echo(f"\ninterrupted; {error}", err=True)
             raise typer.Exit(130) from None
+        except Exception as error:
+            if (where := _in_the_network(error)) is None:
+                raise
+            typer.echo(f"anywidth: the network fails: {type(error).__name__}: {error}\n  at {where}", err=True)
+            raise typer.Exit(1) from None
 
     return run
+
+
+def _in_the_network(error: BaseException) -> str | None:
+    """The innermost line of the traceback in the code of a network: in the zoo, or outside of all packages."""
+    package = str(Path(__file__).parents[1])
+    installed = tuple(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = os.path.realpath(frame.filename)
+        theirs = not file.startswith((package, *installed)) and os.path.exists(file)
+        if theirs or file.startswith(os.path.join(package, "zoo", "")):
+            return f"{frame.filename}:{frame.lineno} ({frame.name})"
+    return None

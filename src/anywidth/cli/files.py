@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -22,13 +23,13 @@ class Table:
     y: np.ndarray | None
 
 
-def read_array(path: Path, name: str | None = None) -> np.ndarray:
-    """Examples: the array of a .npy file, the array `name` of a .npz file, or the columns of a table.
+def read_array(path: Path, name: str | None = None, drop: tuple[str, ...] = ()) -> np.ndarray:
+    """Examples: the array of a .npy file, the array `name` of a .npz file, or the columns of a table but those dropped.
 
     Raises:
         InputError, OSError: in one line, what is wrong with the file.
     """
-    return read_table(path, name=name).X
+    return read_table(path, name=name, drop=drop).X
 
 
 def read_table(
@@ -67,11 +68,12 @@ def _arrays(
     optional: bool,
 ) -> Table:
     if drop or names:
-        raise InputError(f"{path} has no named columns; they are in .csv and .parquet files")
+        wanted = ", ".join(map(repr, (*drop, *(names or ()))[:6]))
+        raise InputError(f"{path} has no named columns, such as {wanted}; .csv and .parquet files have")
     try:
         found = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not a {path.suffix} file of plain arrays ({error})") from None
+    except (ValueError, OSError, EOFError, BadZipFile):
+        raise InputError(f"{path} is damaged, or not a {path.suffix} file of plain arrays of numbers") from None
     y = None
     if isinstance(found, np.ndarray):
         X = found
@@ -122,7 +124,8 @@ def _frame(
             )
         if missing := int(values.isna().sum()):
             row = int(values.isna().to_numpy().argmax())
-            raise InputError(f"column {column!r} of {path} lacks {missing} values, the first in row {row + 1}")
+            some = f"{missing} values, the first" if missing > 1 else "a value,"
+            raise InputError(f"column {column!r} of {path} lacks {some} in row {row + 1}")
     if not len(features.columns):
         raise InputError(f"{path} has no columns left for the examples")
     return Table(features.to_numpy(np.float64), tuple(features.columns), y)

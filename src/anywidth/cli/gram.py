@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from anywidth.cli.errors import Interrupted
-from anywidth.cli.options import Dtype, InputShape, NetworkName, NetworkOptions
+from anywidth.cli.options import Drop, Dtype, InputShape, NetworkName, NetworkOptions
 
 __all__ = ["gram"]
 
@@ -21,6 +21,7 @@ def gram(
     ] = None,
     option: NetworkOptions = None,
     kernel: Annotated[str, typer.Option(metavar="[ntk|nngp|both]", help="Which kernel.")] = "both",
+    drop: Drop = None,
     input_shape: InputShape = None,
     dtype: Dtype = None,
     memory: Annotated[
@@ -31,7 +32,8 @@ def gram(
     """Compute a kernel matrix and keep it in a zarr store.
 
     The store is written tile by tile and may be larger than memory. Interrupt the command and run it again to go on;
-    run it on a finished store to check it.
+    run it on a finished store to check it. It belongs to this network, these data and this precision, and is refused
+    to others.
 
     For example:
 
@@ -50,7 +52,7 @@ def gram(
     from anywidth.sklearn.networks import as_examples, computing, network_of
 
     found, shape = find_network(network, option or ()), parse_shape(input_shape)
-    tables = [read_array(path) for path in (data, *((other,) if other else ()))]
+    tables = [read_array(path, drop=tuple(drop or ())) for path in (data, *((other,) if other else ()))]
     precision = dtype or ("float32" if tables[0].dtype == "float32" else "float64")
     examples = [as_examples(table, shape).astype(precision) for table in tables]
     net = network_of(found, examples[0].shape[-1])

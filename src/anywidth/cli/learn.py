@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anywidth.cli.options import InputShape, NetworkName, NetworkOptions
+from anywidth.cli.options import Drop, InputShape, NetworkName, NetworkOptions
 from anywidth.errors import InputError
 
 __all__ = ["fit", "predict"]
@@ -32,9 +32,11 @@ def fit(
     ] = "auto",
     noise: Annotated[
         float | None,
-        typer.Option(min=0, help="Variance of the noise, in units of the kernel. [default: the likeliest]"),
+        typer.Option(
+            min=0, metavar="VARIANCE", help="Variance of the noise, in units of the kernel. [default: the likeliest]"
+        ),
     ] = None,
-    drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="A column to leave out. Repeatable.")] = None,
+    drop: Drop = None,
     standardize: Annotated[bool, typer.Option(help="Bring features to mean zero and variance one.")] = True,
     input_shape: InputShape = None,
 ) -> None:

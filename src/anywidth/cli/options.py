@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Dtype", "InputShape", "NetworkName", "NetworkOptions"]
+__all__ = ["Drop", "Dtype", "InputShape", "NetworkName", "NetworkOptions"]
 
 NetworkName = Annotated[
     str,
@@ -19,6 +19,9 @@ NetworkOptions = Annotated[
     typer.Option(
         metavar="NAME=VALUE", help="An option of that function, such as depth=3 or nonlinearity=gelu. Repeatable."
     ),
+]
+Drop = Annotated[
+    list[str] | None, typer.Option(metavar="COLUMN", help="A column of the table to leave out. Repeatable.")
 ]
 InputShape = Annotated[
     str | None,

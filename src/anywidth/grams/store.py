@@ -101,11 +101,10 @@ def read_header(path: Path) -> Header | None:
         found = dict(zarr.open(path, mode="r").attrs)[_KEY]
         arrays = {name: (tuple(shape), dtype) for name, shape, dtype in found["arrays"]}
         return Header(found["identity"], arrays, tuple(found["tile"]), found["symmetric"])
-    except Exception as error:
+    except Exception as error:  # zarr has many, and a header may be of any form
         raise StoreError(
-            f"{path} exists, and is not a store of Gram matrices ({type(error).__name__}: {error}). Nothing in it was "
-            "touched; choose another path."
-        ) from None
+            f"{path} exists, and is not a store of Gram matrices. Nothing in it was touched; choose another path."
+        ) from error
 
 
 def fill_value(dtype: np.dtype) -> Any:

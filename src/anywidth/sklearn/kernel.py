@@ -15,6 +15,7 @@ from anywidth.grams import gram
 from anywidth.sklearn.networks import (
     Factory,
     _Options,
+    _shown,
     as_examples,
     check_pickles,
     computing,
@@ -124,7 +125,7 @@ class InfiniteWidthKernel(Kernel):
         return self.__dict__
 
     def __repr__(self) -> str:
-        return f"InfiniteWidthKernel({self.network!r}, kernel={self.kernel!r})"
+        return f"InfiniteWidthKernel({_shown(self.network)}, kernel={self.kernel!r})"
 
 
 @lru_cache(maxsize=32)
