@@ -170,20 +170,22 @@ def _atan_over_x(x2):
 def half_angle(y, x):
     """atan2(y, x) for y >= 0 and x >= 0: an angle between 0 and pi / 2, 0 if both are zero.
 
-    In float32 a polynomial of degree 10 in the squared slope (error 2e-8) replaces `jnp.arctan2`, which on
-    CPU costs more than everything else in a ReLU kernel together.
+    The C library's `atan2`, which XLA calls on CPU for every element, would cost more than everything else in a kernel
+    together. In float32 a polynomial of degree 10 in the squared slope (error 2e-8) takes its place, in float64 XLA's
+    own arctangent. Both sides of the last decision agree where it is taken.
     """
-    if y.dtype != jnp.float32:
-        return jnp.arctan2(y, x)
     slope = jnp.minimum(x, y) / jnp.maximum(jnp.maximum(x, y), jnp.finfo(y.dtype).tiny)
-    acute = slope * horner(chebyshev(_atan_over_x, 10), 2 * (slope * slope) - 1)
-    return jnp.where(y > x, np.float32(np.pi / 2) - acute, acute)
+    if y.dtype == jnp.float32:
+        acute = slope * horner(chebyshev(_atan_over_x, 10), 2 * (slope * slope) - 1)
+    else:
+        acute = jnp.arctan(slope)
+    return jnp.where(y > x, np.asarray(np.pi / 2, y.dtype) - acute, acute)
 
 
 @jax.custom_jvp
 def signed_angle(c, det):
     """atan2(c, sqrt(det)); for det <= 0, +-pi / 2 by the sign of c, or 0 if that is 0, with every derivative 0."""
-    return jnp.arctan2(c, safe_sqrt(det))
+    return jnp.sign(c) * half_angle(jnp.abs(c), safe_sqrt(det))
 
 
 @signed_angle.defjvp
