@@ -167,25 +167,27 @@ def _atan_over_x(x2):
     return np.where(x > 0, np.arctan(x) / np.where(x > 0, x, 1), 1.0)
 
 
-def half_angle(y, x):
-    """atan2(y, x) for y >= 0 and x >= 0: an angle between 0 and pi / 2, 0 if both are zero.
+def half_angle(y, x, sign=1):
+    """`sign` times atan2(y, x) for y >= 0 and x >= 0: an angle between 0 and pi / 2, 0 if both are zero.
 
     The C library's `atan2`, which XLA calls on CPU for every element, would cost more than everything else in a kernel
     together. In float32 a polynomial of degree 10 in the squared slope (error 2e-8) takes its place, in float64 XLA's
-    own arctangent. Both sides of the last decision agree where it is taken.
+    own arctangent. Both sides of the decision agree where it is taken.
     """
-    slope = jnp.minimum(x, y) / jnp.maximum(jnp.maximum(x, y), jnp.finfo(y.dtype).tiny)
-    if y.dtype == jnp.float32:
-        acute = slope * horner(chebyshev(_atan_over_x, 10), 2 * (slope * slope) - 1)
-    else:
+    low, high = jnp.minimum(x, y), jnp.maximum(jnp.maximum(x, y), jnp.finfo(y.dtype).tiny)
+    slope, right = low / high, np.asarray(np.pi / 2, y.dtype)
+    if y.dtype != jnp.float32:
         acute = jnp.arctan(slope)
-    return jnp.where(y > x, np.asarray(np.pi / 2, y.dtype) - acute, acute)
+        return sign * jnp.where(y > x, right - acute, acute)
+    # The quotient comes last: XLA keeps quotients, and what comes after is computed anew in every later layer.
+    acute = low * horner(chebyshev(_atan_over_x, 10), 2 * (slope * slope) - 1)
+    return sign * jnp.where(y > x, right * high - acute, acute) / high
 
 
 @jax.custom_jvp
 def signed_angle(c, det):
     """atan2(c, sqrt(det)); for det <= 0, +-pi / 2 by the sign of c, or 0 if that is 0, with every derivative 0."""
-    return jnp.sign(c) * half_angle(jnp.abs(c), safe_sqrt(det))
+    return half_angle(jnp.abs(c), safe_sqrt(det), jnp.sign(c))
 
 
 @signed_angle.defjvp
