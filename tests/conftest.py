@@ -16,7 +16,7 @@ def key():
 VERIFIED = {
     "test_refused.py", "test_closed.py", "test_sklearn.py", "test_tiles.py", "test_transformations.py",
     "test_cli_predict.py", "test_zoo_layout.py", "test_explain.py", "test_predict.py", "test_recursions.py",
-    "test_howto.py", "test_doc_examples.py", "test_notebooks.py", "test_gram_pairs.py",
+    "test_howto.py", "test_doc_examples.py", "test_notebooks.py", "test_gram_pairs.py", "test_extremes.py",
 }  # fmt: skip
 
 

@@ -180,8 +180,8 @@ def atom_product(f: Any, g: Any) -> tuple[Any, Any]:
     for x, y in ((f, g), (g, f)):
         if monomial(x) and isinstance(y, ErfPower | GaussPower | ExpPower | TrigPower):
             return x.plus, replace(y, k=y.k + x.k)
-    if isinstance(f, ExpPower) and isinstance(g, ExpPower):
-        return 1.0, ExpPower(f.k + g.k, f.a + g.a)
+    if isinstance(f, ExpPower | GaussPower) and type(f) is type(g):
+        return 1.0, replace(f, k=f.k + g.k, a=f.a + g.a)
     return 1.0, _generic_product(f, g)
 
 
@@ -224,7 +224,7 @@ def merged(x: Mono, y: Mono) -> Mono | None:
     if (x.norm is None) != (y.norm is None) or (x.norm is not None and not _same_norm(x.norm, y.norm)):
         return None
     if [i for i, _ in x.factors] != [i for i, _ in y.factors]:
-        return None
+        return _lifted_step(x, y) or _lifted_step(y, x)
     if not x.factors:
         return replace(x, coef=x.coef + y.coef)
     if all(
@@ -251,6 +251,19 @@ def merged(x: Mono, y: Mono) -> Mono | None:
         ):
             return replace(x, coef=x.coef + y.coef)
     return None
+
+
+def _lifted_step(x: Mono, c: Mono) -> Mono | None:
+    """A step of one Gaussian plus a constant as one step: 1 - step(u) does not cancel where it is small."""
+    if not c.constant or not x.univariate or not x.factors:
+        return None
+    ((i, a),) = x.factors
+    if not jumps(a):
+        return None
+    plus, minus = times(x.coef, a.plus) + c.coef, times(x.coef, a.minus) + c.coef
+    if known(plus) and known(minus) and plus == minus:
+        return Mono(plus, ())
+    return Mono(1.0, ((i, Power(0, plus, minus)),))
 
 
 def _same_norm(x: Norm | None, y: Norm | None) -> bool:

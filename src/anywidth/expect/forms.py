@@ -31,13 +31,14 @@ from anywidth.expect.atoms import (
     known,
     may_jump,
     merged,
+    monomial,
     norm_product,
     times,
     vanishes,
 )
 from anywidth.expect.breaks import TooMany, roots, union
 from anywidth.expect.closed import Power
-from anywidth.expect.functions import HOMOGENEOUS, KNOWN, difference, step
+from anywidth.expect.functions import HOMOGENEOUS, KNOWN, bell_known, difference, step
 from anywidth.expr import COMPARE, Expr, bind
 
 STEPS = {"sign", *COMPARE}
@@ -275,15 +276,27 @@ class Normaliser:
         ):
             i, a = linear[0].factors[0][0], linear[0].coef
             found = KNOWN[head](a, constant(constants) if constants else 0.0)
-            if found is not None:
-                value, slope = found
-                out = self.add([], [Mono(c, ((i, atom),) if atom is not None else ()) for c, atom in value])
-                if x1:
-                    out = self.add(
-                        out, self.mul([Mono(c, ((i, atom),) if atom is not None else ()) for c, atom in slope], x1)
-                    )
-                return out
+        elif head == "exp" and self.bell(linear) and all(m.constant for m in constants):
+            i, a = linear[0].factors[0][0], linear[0].coef
+            found = bell_known(a, constant(constants) if constants else 0.0)
+        else:
+            found = None
+        if found is not None:
+            value, slope = found
+            out = self.add([], [Mono(c, ((i, atom),) if atom is not None else ()) for c, atom in value])
+            if x1:
+                out = self.add(
+                    out, self.mul([Mono(c, ((i, atom),) if atom is not None else ()) for c, atom in slope], x1)
+                )
+            return out
         return self.generic(e, args)
+
+    def bell(self, x: Form) -> bool:
+        """Whether this is -a u^2 of one Gaussian, a known and positive."""
+        if len(x) != 1 or not x[0].univariate or not known(x[0].coef) or not float(x[0].coef) < 0:
+            return False
+        i, atom = x[0].factors[0]
+        return i not in self.opaque and monomial(atom) and atom.k == 2 and atom.plus == 1.0
 
     def generic(self, e: Expr, args: list[Form]) -> Form:
         """Any function, of forms that depend on one Gaussian (and to first order on small ones)."""

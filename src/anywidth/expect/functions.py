@@ -49,6 +49,12 @@ def _exp_known(a: Any, b: Any) -> Any:
     return value, value
 
 
+def bell_known(a: Any, b: Any) -> Any:
+    """exp(a u^2 + b), a < 0."""
+    value = [(1.0 if is_number(b, 0.0) else jnp.exp(b), GaussPower(0, -a))]
+    return value, value
+
+
 def _erf_known(a: Any, b: Any) -> Any:
     if not is_number(b, 0.0):
         return None
