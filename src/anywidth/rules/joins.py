@@ -169,24 +169,22 @@ def dynamic_update_slice(it: Interpreter, x: Value, update: Value, *starts: Valu
     axes = [a for a in range(len(x.shape)) if update.shape[a] != x.shape[a]]
     if not axes:
         return update
-    if len(axes) > 1 or is_wide(x.shape[axes[0]]):
-        raise UnsupportedError(
-            "a block of an array of random vectors is overwritten along several axes, or along the width"
-        )
-    (axis,) = axes
-    start, size, length = starts[axis], finite(update.shape[axis]), finite(x.shape[axis])
-    assert isinstance(start, Det)
-    shape = [1] * len(x.shape)
-    shape[axis] = length
-    first = evaluated(lambda s: jnp.clip(s, 0, length - size), start.val)
-    position = evaluated(lambda s: jnp.arange(length) - s, first)
-    inside = evaluated(lambda p: ((p >= 0) & (p < size)).reshape(shape), position)
-    index = evaluated(lambda p: jnp.clip(p, 0, size - 1), position)
+    if any(is_wide(x.shape[a]) for a in axes):
+        raise UnsupportedError("a block of an array of random vectors is overwritten along the width")
     dtype = it.eqn.outputs[0].dtype
-    update = it.ket(update)
-    moved = reread(it, update, axis, index, length) if update.layout[axis] else broadcast_in_dim(
-        it, update, shape=x.shape, broadcast_dimensions=tuple(range(len(x.shape)))
-    )  # fmt: skip
+    moved, inside, shape = it.ket(update), jnp.ones((), bool), [1] * len(x.shape)
+    for axis in axes:
+        start, size, length = starts[axis], finite(update.shape[axis]), finite(x.shape[axis])
+        assert isinstance(start, Det)
+        shape[axis] = length
+        row = tuple(length if a == axis else 1 for a in range(len(x.shape)))
+        first = evaluated(lambda s, room=length - size: jnp.clip(s, 0, room), start.val)
+        position = evaluated(lambda s, n=length: jnp.arange(n) - s, first)
+        inside = evaluated(lambda p, m, n=size, row=row: m & ((p >= 0) & (p < n)).reshape(row), position, inside)
+        index = evaluated(lambda p, n=size: jnp.clip(p, 0, n - 1), position)
+        if moved.layout[axis]:
+            moved = reread(it, moved, axis, index, length)
+    moved = broadcast_in_dim(it, moved, shape=x.shape, broadcast_dimensions=tuple(range(len(x.shape))))
     new = it.scale(Det(inside.astype(dtype), moved.power * 0, tuple(shape)), moved)
     if isinstance(x, Det) and x.zero:
         return new
