@@ -78,7 +78,7 @@ def setting(name, n=12):
     return net, params, x, y
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n == "transformer" else n for n in CASES])
 def test_every_method_is_the_product_of_jacobians(name):
     net, params, x, y = setting(name)
     expected = jnp.tensordot(jacobian(net.apply, params, x), jacobian(net.apply, params, y), [-1, -1])

@@ -34,6 +34,12 @@ def dtype(request):
     return request.param
 
 
+# Single precision of what takes longest to compile is left to `make long`; the quicker networks have it in `make test`.
+mostly_double = pytest.mark.parametrize(
+    "dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.long)], ids=["float64", "float32"]
+)
+
+
 @pytest.mark.parametrize("pool", ["avg", "last"])
 @pytest.mark.parametrize(("name", "variances"), [("nb", NB), ("unit", UNIT)], ids=["nb", "unit"])
 def test_rnn(name, variances, pool, dtype):
@@ -45,6 +51,7 @@ def test_rnn(name, variances, pool, dtype):
     close(found.ntk, data[f"i_{name}_{pool}_ntk"], 1e-9, dtype)
 
 
+@mostly_double
 @pytest.mark.parametrize("pool", ["avg", "last"])
 def test_rnn_on_sequences_of_different_lengths(pool, dtype):
     data = load("rnn")
@@ -68,6 +75,7 @@ def test_transformer(name, depth, variances, dtype):
     close(found.ntk, data[f"i_{name}_ntk"], 1e-9, dtype)
 
 
+@mostly_double
 @pytest.mark.parametrize(("pair", "i", "j"), [("1", 0, 0), ("2", 1, 1), ("x", 0, 1)], ids=["1", "2", "x"])
 @pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_batchnorm(depth, pair, i, j, dtype):
@@ -166,6 +174,7 @@ def test_why_rnn_erf_differs_from_what_tokens_can_have():
     np.testing.assert_allclose(clipped, stored, rtol=2e-7)
 
 
+@mostly_double
 @pytest.mark.parametrize(
     ("name", "net", "where", "varu"),
     [
