@@ -49,9 +49,10 @@ def test_theory_against_simulation(name):
     assert (np.abs(value - wanted) < 4 * error + 0.02 * np.abs(wanted).max()).all(), (value, error, wanted)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.long] if n in {"resnet", "unet", "cnn_erf_valid"} else []) for n in NETWORKS]
-)
+SLOW = {"resnet", "unet", "cnn_erf_valid"}  # to compile
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in SLOW else n for n in NETWORKS])
 def test_a_kernel_is_symmetric_positive_and_differentiable(name):
     net, X = NETWORKS[name]
     pairs = jax.jit(jax.vmap(jax.vmap(aw.kernels(net), (None, 0)), (0, None)))
