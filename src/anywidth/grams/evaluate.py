@@ -41,7 +41,7 @@ def compiled(
 
 def largest(kernel: Callable[[Any, Any], Any], x: PyTree[jax.ShapeDtypeStruct], y: Any, size: tuple[int, int]) -> int:
     """Bytes of the largest array on the way to a tile, before it is compiled; of loops, of one step."""
-    return _largest(_traced(*_arguments(kernel, x, y, size)[1]).jaxpr.jaxpr)
+    return _largest_traced(*_arguments(kernel, x, y, size)[1])
 
 
 def _largest(jaxpr: Any) -> int:
@@ -79,6 +79,11 @@ def _traced(
         return jax.vmap(lambda a: jax.vmap(lambda b: kernel(*args, a, b))(ys))(xs)
 
     return jax.jit(over).trace(bound.one(), x.stacked(size[0]), y.stacked(size[1]))
+
+
+@lru_cache(maxsize=256)
+def _largest_traced(*arguments: Any) -> int:
+    return _largest(_traced(*arguments).jaxpr.jaxpr)
 
 
 @lru_cache(maxsize=256)
