@@ -79,9 +79,11 @@ def _from_angle(k, l, q1, q2, phi):
     # Degrees that reach half an ulp for every k, l in use; I / phi^(m+1) varies faster as m grows.
     degree = (7 if phi.dtype == jnp.float32 else 14) + m // 2
     shape = horner(chebyshev(_scaled_integral(k, l), degree), x * (2 / math.pi**2) - 1)
-    scale = powi(safe_sqrt(q1), k) * powi(safe_sqrt(q2), l)
+    # One over the scale, infinite without variance. The quotient comes last: XLA keeps quotients, and would compute
+    # the polynomial anew in everything that reads the result.
+    r1, r2 = (1 / jnp.sqrt(jnp.maximum(q, 0)) for q in (q1, q2))
     const = 2 ** (m / 2) * math.gamma(m / 2 + 1) / (2 * math.pi)
-    return scale * (const * shape * powi(phi, m + 1))
+    return const * shape * powi(phi, m + 1) / (powi(r1, k) * powi(r2, l))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
