@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from anywidth import _compat
 from anywidth.grams.plan import Tile, at
 
-__all__ = ["Program", "assemble", "compiled", "largest", "launch", "padded", "transposed"]
+__all__ = ["Program", "assemble", "compiled", "largest", "launch", "outputs", "padded", "transposed"]
 
 
 class Program(NamedTuple):
@@ -44,12 +44,27 @@ def largest(kernel: Callable[[Any, Any], Any], x: PyTree[jax.ShapeDtypeStruct], 
     return _largest_traced(*_arguments(kernel, x, y, size)[1])
 
 
+def outputs(kernel: Callable[[Any, Any], Any], x: PyTree[jax.ShapeDtypeStruct], y: Any) -> PyTree[Any]:
+    """Shapes and dtypes of what the kernel returns for a pair of such examples; it is traced once for them."""
+    return _outputs(*_arguments(kernel, x, y, (1, 1))[1])
+
+
+@lru_cache(maxsize=256)
+def _outputs(
+    kernel: Callable[..., Any], bound: "_Spec", x: "_Spec", y: "_Spec", size: tuple[int, int], context: Any
+) -> Any:
+    return jax.eval_shape(lambda args, a, b: kernel(*args, a, b), bound.one(), x.one(), y.one())
+
+
+_NOT_STORED = {"broadcast_in_dim", "iota"}  # computed where they are used
+
+
 def _largest(jaxpr: Any) -> int:
     most = 0
     for eqn in jaxpr.eqns:
         inner = list(_compat.sub_jaxprs(eqn))
         most = max([most, *map(_largest, inner)])
-        if not inner:
+        if not inner and eqn.primitive.name not in _NOT_STORED:
             avals = [v.aval for v in eqn.outvars if hasattr(v.aval, "dtype")]
             most = max([most, *(int(np.prod(a.shape)) * a.dtype.itemsize for a in avals)])
     return most

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from anywidth.errors import StoreError
 from anywidth.examples import Dataset, dataset
-from anywidth.grams.evaluate import assemble, compiled, largest, launch, on_device, padded, transposed
+from anywidth.grams.evaluate import assemble, compiled, largest, launch, on_device, outputs, padded, transposed
 from anywidth.grams.filling import QUEUE, GramStore
 from anywidth.grams.identity import differences, identity
 from anywidth.grams.plan import Piece, Tile, at, between_groups, even, panels, squares
@@ -85,13 +85,13 @@ def gram(
     ys = xs if Y is None else dataset(Y, "Y", like=xs)
     symmetric = Y is None
     pairs = [(g, h) for g in range(len(xs.groups)) for h in range(len(ys.groups)) if not symmetric or g <= h]
-    shapes = {(g, h): jax.eval_shape(kernel, xs.groups[g].spec, ys.groups[h].spec) for g, h in pairs}
+    shapes = {(g, h): outputs(kernel, xs.groups[g].spec, ys.groups[h].spec) for g, h in pairs}
     if exact := _exact(kernel, xs, ys, pairs):
         kernel = exact
-        shapes = {(g, h): jax.eval_shape(kernel, xs.groups[g].spec, ys.groups[h].spec) for g, h in pairs}
-    work = _Work(
-        kernel, xs, ys, symmetric, shapes, _output_ranks(shapes, len(xs.groups)) if symmetric else [], _budget(memory)
-    )
+        shapes = {(g, h): outputs(kernel, xs.groups[g].spec, ys.groups[h].spec) for g, h in pairs}
+    ranks = _output_ranks(shapes, len(xs.groups)) if symmetric else []
+    free = free_memory()
+    work = _Work(kernel, xs, ys, symmetric, shapes, ranks, _budget(memory, free), free)
     compute = partial(_here, work) if client is None else partial(_on_cluster, client, work)
     out = _in_memory(work, compute, progress) if store is None else _in_store(work, compute, progress, store)
     if exact and isinstance(out, Kernels):
@@ -111,6 +111,7 @@ class _Work:
     shapes: dict[tuple[int, int], Any]
     ranks: Sequence[int]
     budget: int
+    free: int
 
     def need(self, g: int, h: int, size: tuple[int, int], copies: int) -> int:
         """Bytes that a tile takes with `copies` of its output around."""
@@ -174,12 +175,12 @@ def _in_memory(work: _Work, compute: Compute, progress: bool) -> PyTree[Any]:
     treedef = jax.tree.structure(work.shapes[0, 0])
     columns = list(zip(*(jax.tree.leaves(tree) for tree in work.shapes.values()), strict=True))
     nested = any(len({leaf.shape for leaf in column}) > 1 for column in columns)
-    out: list[Any] = [
-        [[None] * len(ys) for _ in range(len(xs))]
-        if nested
-        else _empty((len(xs), len(ys), *column[0].shape), column[0].dtype)
-        for column in columns
-    ]
+    out: list[Any] = []
+
+    def room() -> list[Any]:
+        if nested:
+            return [[[None] * len(ys) for _ in range(len(xs))] for _ in columns]
+        return [_empty((len(xs), len(ys), *column[0].shape), column[0].dtype) for column in columns]
 
     def place(target: Any, rows: Any, cols: Any, values: np.ndarray) -> None:
         if not nested:
@@ -194,6 +195,11 @@ def _in_memory(work: _Work, compute: Compute, progress: bool) -> PyTree[Any]:
         meter.total(len(tiles))
 
         def put(tile: Tile, leaves: list[np.ndarray]) -> None:
+            if len(tiles) == 1 and not nested:  # it is the matrix: nothing is copied
+                out.extend(leaves)
+                return meter.advance(tile.pairs)
+            if not out:
+                out.extend(room())
             for target, values in zip(out, leaves, strict=True):
                 place(target, tile.rows.rows, tile.cols.rows, values)
                 if tile.mirrored:
@@ -217,7 +223,10 @@ def _plan_in_memory(work: _Work) -> Iterator[Tile]:
 
 
 def _side(n: int, symmetric: bool, most: int = _LARGEST) -> int:
-    return even(n, min(most, max(_SMALLEST_SPLIT, -(-n // 8))) if symmetric else most)
+    if not symmetric:
+        return even(n, most)
+    # an eighth, so that little more than half is computed; a quarter of a small one, as each tile has its own cost
+    return even(n, min(most, max(_SMALLEST_SPLIT, -(-n // 8), min(2 * _SMALLEST_SPLIT, -(-n // 4)))))
 
 
 def _cached(work: _Work, groups: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
@@ -248,10 +257,10 @@ def _fits(work: _Work) -> None:
     for (g, h), tree in work.shapes.items():
         pairs = len(work.xs.groups[g]) * len(work.ys.groups[h]) * (2 if work.symmetric and g != h else 1)
         size += pairs * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    if size > (free := free_memory()):
+    if size > work.free:
         raise MemoryError(
-            f"the kernel of {len(work.xs)} x {len(work.ys)} examples takes {readable(size)} and {readable(free)} is "
-            'free. Keep it on disk with store="K.zarr", use fewer examples at a time, or an output with fewer axes.'
+            f"the kernel of {len(work.xs)} x {len(work.ys)} examples takes {readable(size)} and {readable(work.free)} "
+            'is free. Keep it on disk with store="K.zarr", use fewer examples at a time, or an output with fewer axes.'
         )
 
 
@@ -363,8 +372,8 @@ def _stored_arrays(work: _Work) -> dict[str, tuple[tuple[int, ...], str]]:
 # --- what is asked for ------------------------------------------------------------------------------------
 
 
-def _budget(memory: int | str | None) -> int:
-    return free_memory() // 4 if memory is None else parse_bytes(memory)
+def _budget(memory: int | str | None, free: int) -> int:
+    return free // 4 if memory is None else parse_bytes(memory)
 
 
 def _exact(kernel: Any, xs: Dataset, ys: Dataset, pairs: Sequence[tuple[int, int]]) -> Any:
