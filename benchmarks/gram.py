@@ -154,7 +154,7 @@ def cluster(args):
         whole, other = Path(scratch) / "whole.zarr", Path(scratch) / "cluster.zarr"
         X, kernel = data(args.n), network(args.kind)
         took = seconds(lambda: aw.gram(kernel, X, store=whole), time.perf_counter)
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as local, Client(local) as client:
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as local, Client(local) as client:
             import threading
 
             victim = next(iter(client.run(os.getpid).values()))

@@ -26,7 +26,7 @@ def client():
     """Workers that are threads of this process: quick to start, and nothing to kill."""
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit=None
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0", memory_limit=None
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
@@ -63,7 +63,7 @@ def test_a_killed_worker_loses_nothing(tmp_path):
     kernel = aw.kernels(mlp(16, 2))
     expected = aw.gram(kernel, points)
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
         victim = next(iter(client.run(os.getpid).values()))

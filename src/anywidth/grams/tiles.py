@@ -215,18 +215,18 @@ def _plan_in_memory(work: _Work) -> Iterator[Tile]:
     """The tiles between two groups at a time, as large as the budget allows for them."""
     for g, h in work.shapes:
         rows, cols = work.xs.groups[g], work.ys.groups[h]
-        size = _cached(work, (g, h), (_side(len(rows), work.symmetric), _side(len(cols), work.symmetric)))
+        # of a small symmetric matrix a quarter and not an eighth, as each tile has its own cost
+        least = [max(_SMALLEST_SPLIT, min(2 * _SMALLEST_SPLIT, -(-len(side) // 4))) for side in (rows, cols)]
+        wanted = [_side(len(s), work.symmetric, least=n) for s, n in zip((rows, cols), least, strict=True)]
+        size = _cached(work, (g, h), (wanted[0], wanted[1]))
         # two outputs are alive at a time: the tile being computed and the one being copied out
         while (need := work.need(g, h, size, 2)) > work.budget:
             size = _smaller(size, need, work.budget)
         yield from between_groups((g, rows), (h, cols), size, work.symmetric)
 
 
-def _side(n: int, symmetric: bool, most: int = _LARGEST) -> int:
-    if not symmetric:
-        return even(n, most)
-    # an eighth, so that little more than half is computed; a quarter of a small one, as each tile has its own cost
-    return even(n, min(most, max(_SMALLEST_SPLIT, -(-n // 8), min(2 * _SMALLEST_SPLIT, -(-n // 4)))))
+def _side(n: int, symmetric: bool, most: int = _LARGEST, least: int = _SMALLEST_SPLIT) -> int:
+    return even(n, min(most, max(least, -(-n // 8))) if symmetric else most)
 
 
 def _cached(work: _Work, groups: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
@@ -234,7 +234,7 @@ def _cached(work: _Work, groups: tuple[int, int], size: tuple[int, int]) -> tupl
     on one example alone, which every tile computes anew, counts.
     """
     rows, cols = work.xs.groups[groups[0]], work.ys.groups[groups[1]]
-    shrink = (_CACHE / largest(work.kernel, rows.spec, cols.spec, size)) ** 0.5
+    shrink = (_CACHE / max(1, largest(work.kernel, rows.spec, cols.spec, size))) ** 0.5
     if shrink >= 0.5 or min(size) <= _SMALLEST:  # a little beyond costs nothing
         return size
     rows_size, cols_size = (max(_SMALLEST, int(n * shrink)) for n in size)
