@@ -177,7 +177,7 @@ def _failed(error: Exception, example: Any) -> str:
             "numpy, jnp.where or jax.lax.cond for an `if` on a value"
         )
     else:
-        why = f"{error} (x is one example; a data set goes to aw.gram)"
+        why = f"{error} (x is one example; aw.gram takes the examples of a data set)"
     line = _compat.failing_line(error)
     return f"apply(params, x) fails on an example of shape {shape}: {why}." + (f"\n  at {line}" if line else "")
 

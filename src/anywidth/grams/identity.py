@@ -56,14 +56,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             found.append(f"{name}: {old.get(key)} in the store, {new[key]} now")
     for name in ("X", "Y"):
         found += _data_differences(name, old.get(name), new[name])
-    if old.get("dtype") != new["dtype"]:
-        found.append(f"the dtype: {', '.join(old.get('dtype', []))} in the store, {', '.join(new['dtype'])} now")
+    before, after = (", ".join(sorted(set(x.get("dtype", [])))) for x in (old, new))  # of several arrays, mostly one
+    if before != after:
+        found.append(f"the dtype: {before} in the store, {after} now")
     if not found:  # each of these changes the traced program
-        before, after = old.get("parameters") or {}, new["parameters"]
+        was, now = old.get("parameters") or {}, new["parameters"]
         found += [
-            f"the parameter {name}: {before.get(name, 'absent')} in the store, {after.get(name, 'absent')} now"
-            for name in {**before, **after}
-            if before.get(name) != after.get(name)
+            f"the parameter {name}: {was.get(name, 'absent')} in the store, {now.get(name, 'absent')} now"
+            for name in {**was, **now}
+            if was.get(name) != now.get(name)
         ]
         if not found and old.get("program") != new["program"]:
             found.append("the network's code, or an option of the kernel: another program was traced")
