@@ -106,6 +106,8 @@ class Interpreter:
         call = _compat.CALLS.get(eqn.name)
         if call is not None:
             return self.run(eqn.params[call], inputs)
+        if eqn.outputs and all(v is not None and 0 in v.shape for v in eqn.outputs):
+            return [nothing(v) for v in eqn.outputs]
         if any(isinstance(x, Cat) for x in inputs):
             from anywidth.rules import pieces
 
@@ -363,6 +365,11 @@ def expr_value(e: Any, coefs: Sequence[Any]) -> Any:
     if e[0] == "n":
         return e[1]
     return expr.bind(e[0], e[1], [expr_value(a, coefs) for a in e[2:]])
+
+
+def nothing(v: Var) -> Det:
+    """An array without entries: of random vectors or not, it is the same."""
+    return Det(np.zeros([1 if is_wide(s) else int(s) for s in v.shape], v.dtype), ZERO_POWER, v.shape, zero=True)
 
 
 def evaluated(function: Callable[..., Any], *vals: Any) -> Any:

@@ -119,6 +119,11 @@ def scaling(it: Interpreter, x: Part, **params: Any) -> Part:
         return _truth(x, True)
     if name in LINEAR:
         if name == "convert_element_type" and not jnp.issubdtype(params["new_dtype"], jnp.floating):
+            if jnp.issubdtype(params["new_dtype"], jnp.complexfloating):
+                raise UnsupportedError(
+                    "random vectors are made complex (an FFT?). A transform of a finite axis is a matrix: multiply by "
+                    "its cosines and sines instead"
+                )
             raise UnsupportedError("random vectors are converted to integers")
         return x
     if name == "neg":

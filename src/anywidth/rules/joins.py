@@ -37,6 +37,7 @@ from anywidth.views import Dyn, Index, ViewMap
 
 @register("concatenate")
 def concatenate(it: Interpreter, *parts: Value, dimension: int) -> Value:
+    parts = tuple(p for p in parts if p.shape[dimension] != 0) or parts
     known = [p for p in parts if isinstance(p, Det)]
     if len(known) == len(parts) and not any(is_wide(p.shape[dimension]) for p in parts):
         top, vals = common_power(known)
