@@ -470,3 +470,97 @@ def integers_as_numbers():
         return p["v"] @ lax.erf(p["U"] @ x / 2 + p["b"]) / jnp.sqrt(n)
 
     return init, apply
+
+
+@case(sx, sy, "outputs difference tokens relu", "tokens", readout=lambda p: (p["v"], p["w"]))
+def array_of_readouts_centred():
+    """A scalar readout is added to an array of readouts."""
+
+    def init(n):
+        return {"e": Normal((3, n)), "v": Normal((n,)), "w": Normal((n,))}
+
+    def apply(p, x):
+        n = p["v"].shape[0]
+        h = jax.nn.relu(x @ p["e"])
+        y = h @ p["v"] / n**0.5
+        return y - y.mean() + 2 * (h.sum(0) @ p["w"] / n**0.5)
+
+    return init, apply
+
+
+@case(sx, sy, "associative_scan relu")
+def associative_scan_of_tokens():
+    def init(n):
+        return {"e": Normal((3, n)), "w": Normal((n, n)), "v": Normal((n,))}
+
+    def apply(p, x):
+        n = p["v"].shape[0]
+        h = lax.associative_scan(jnp.add, x @ p["e"], axis=0)
+        return jnp.ravel(jax.nn.relu(h @ p["w"] / n**0.5)[-2:].mean(0, keepdims=True) @ p["v"][:, None])[0] / n**0.5
+
+    return init, apply
+
+
+@case(
+    {"x": gaussian(41, 4, 3), "src": np.array([0, 0, 1, 1, 2, 3]), "dst": np.array([1, 2, 0, 3, 0, 1])},
+    {"x": gaussian(42, 4, 3), "src": np.array([1, 2, 3, 3, 2, 0]), "dst": np.array([0, 0, 1, 2, 3, 3])},
+    "segment_sum message_passing concatenate_width relu",
+)
+def message_passing_by_segment_sum():
+    def init(n):
+        return {"e": Normal((3, n)), "m": Normal((n, n)), "u": Normal((2 * n, n)), "v": Normal((n,))}
+
+    def apply(p, g):
+        n = p["v"].shape[0]
+        h = g["x"] @ p["e"]
+        msg = jax.nn.relu(h[g["src"]] @ p["m"] / n**0.5)
+        agg = jax.ops.segment_sum(msg, g["dst"], num_segments=len(g["x"]))
+        h = jax.nn.relu(jnp.concatenate([h, agg], -1) @ p["u"] / (2 * n) ** 0.5)
+        return h.mean(0) @ p["v"] / n**0.5
+
+    return init, apply
+
+
+@case(sx, sy, "solve linalg gram relu")
+def kernel_regression_inside():
+    """A linear system of inner products, solved in apply."""
+
+    def init(n):
+        return {"e": Normal((3, n)), "w": Normal((n, n)), "v": Normal((n,))}
+
+    def apply(p, x):
+        n = p["v"].shape[0]
+        h = jax.nn.relu(x @ p["e"])
+        a = jnp.linalg.solve(h @ h.T / n + 0.5 * jnp.eye(len(x)), jnp.ones(len(x)))
+        return jax.nn.relu((a @ h) @ p["w"] / n**0.5) @ p["v"] / n**0.5
+
+    return init, apply
+
+
+@case((vx, vy), (vy, -vx), "siamese tuple_input cosine vmap relu")
+def siamese_cosine_difference():
+    def init(n):
+        return {"U": Normal((3, n)), "W": Normal((n, n)), "v": Normal((n,))}
+
+    def apply(p, pair):
+        n = p["v"].shape[0]
+        a, b = jax.vmap(lambda z: jax.nn.relu(jax.nn.relu(z @ p["U"]) @ p["W"] / n**0.5))(jnp.stack(pair))
+        cosine = (a @ b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+        return ((a - b) * cosine) @ p["v"] / n**0.5
+
+    return init, apply
+
+
+@case(vx, vy, "where mean norm clip cos")
+def threshold_at_the_mean_and_clipped_norm():
+    def init(n):
+        return {"U": Normal((n, 3)), "W": Normal((n, n)), "v": Normal((n,))}
+
+    def apply(p, x):
+        n = p["v"].shape[0]
+        h = p["U"] @ x
+        h = jnp.where(h > h.mean(), h, 0.1 * h)
+        h = h * jnp.minimum(1.0, 0.5 / jnp.sqrt(jnp.sum(h**2) / n))
+        return p["v"] @ jnp.cos(p["W"] @ h / n**0.5) / n**0.5
+
+    return init, apply

@@ -102,3 +102,52 @@ def test_gradient_in_numbers_of_a_whole_matrix():
         slope = (total(step, by_vmap) - total(back, by_vmap)) / 2e-5
         np.testing.assert_allclose(found[key], slope, rtol=1e-7)
     np.testing.assert_allclose(total(numbers, by_vmap), total(numbers, by_pairs), rtol=1e-12)
+
+
+def many_points():
+    """Sixty inputs, among them duplicates, opposites, multiples, zeros and near neighbours."""
+    rng = np.random.default_rng(9)
+    some = rng.normal(size=(14, 3))
+    near = some[:6] * (1 + 1e-9 * rng.normal(size=(6, 3)))
+    return np.concatenate([some, some[:10], -some[:12], 1e-4 * some[:6], 1e4 * some[:6], near, 0 * some[:6]])
+
+
+SEMIDEFINITE = [
+    "mlp_relu", "mlp_leaky_classes", "mlp_row_vectors_abs", "mlp_nested_jit_gelu", "mlp_dot_general",
+    "random_features_then_dense", "resnet_identity_relu", "same_branch_twice", "dense_net_concatenation",
+    "activation_square",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEMIDEFINITE)
+def test_sixty_points_are_semidefinite_to_rounding(name):
+    X = many_points()
+    X = np.where(np.abs(X) > 1e3, 1e-3 * X, X) if name == "activation_square" else X
+    found = aw.gram(aw.kernels(networks.get(name).net), X)
+    # an NTK sees the angle between neighbours through the derivative of a kink, and no angle below 1e-8 can be known
+    for K, rounding in ((np.asarray(found.nngp), 1e-12), (np.asarray(found.ntk), 1e-8)):
+        assert K.shape == (60, 60)
+        assert np.array_equal(K, K.T)
+        size = np.where(np.diag(K) > 0, np.sqrt(np.diag(K)), 1.0)
+        values = np.linalg.eigvalsh(K / np.outer(size, size))
+        assert values.min() >= -rounding * values.max(), values.min()
+
+
+def test_a_while_loop_that_counts_is_the_loop_written_out():
+    def network(loop):
+        def init(n):
+            return {"U": aw.Normal((n, 3)), "W": aw.Normal((n, n)), "v": aw.Normal((n,))}
+
+        def apply(p, x):
+            n = len(p["v"])
+            h = loop(lambda h: jax.nn.relu(p["W"] @ h / jnp.sqrt(n)), p["U"] @ x)
+            return p["v"] @ h / jnp.sqrt(n)
+
+        return aw.Network(init, apply)
+
+    def counted(f, h):
+        return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, f(c[1])), (0, h))[1]
+
+    found, wanted = (aw.kernels(network(loop))(x, y) for loop in (counted, lambda f, h: f(f(f(h)))))
+    np.testing.assert_allclose(found.nngp, wanted.nngp, rtol=1e-14)
+    np.testing.assert_allclose(found.ntk, wanted.ntk, rtol=1e-14)
