@@ -24,7 +24,21 @@ import numpy as np
 from anywidth import aligned, tables
 from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
 from anywidth.expect import choose
-from anywidth.kets import Array, Carry, Const, Contract, Graph, Node, Product, Rows, Sum, View, is_zero
+from anywidth.kets import (
+    Array,
+    Carry,
+    Const,
+    Contract,
+    Fluctuation,
+    Graph,
+    Node,
+    Pointwise,
+    Product,
+    Rows,
+    Sum,
+    View,
+    is_zero,
+)
 from anywidth.trace import add_sizes, affine
 from anywidth.views import Dyn, Index, ViewMap, expand
 
@@ -125,6 +139,8 @@ class Gram:
         for x, y in pair:
             if isinstance(x, Product) and x.leaf not in y.leaves:
                 return ZERO
+            if isinstance(x, Fluctuation) and isinstance(y, Fluctuation | Product):
+                return self.fluctuations(x, y, eps)
         if isinstance(a, Product) and isinstance(b, Product):
             return self.products(a, b, eps)
         for x, y in pair:
@@ -166,6 +182,15 @@ class Gram:
         table = self(plan.x, plan.y, eps)
         return ZERO if table is ZERO else tables.summed(table, plan, k, lengths)
 
+    def fluctuations(self, x: Fluctuation, y: Fluctuation | Product, eps: bool) -> Any:
+        """The central limit theorem: sums over one width of what has mean zero have the covariance of their terms."""
+        if isinstance(y, Fluctuation):
+            return self(x.operand, y.operand, eps) if x.level == y.level else ZERO
+        for below in below_fluctuation(x.operand):
+            if below.leaf is y.leaf and below.row != y.row:
+                raise _mixed(y, below, "in a sum over one of two widths written in two ways")
+        return ZERO  # one term of the sum is nothing against the sum
+
     # --- fact 2 ---
 
     def products(self, a: Product, b: Product, eps: bool) -> Any:
@@ -182,6 +207,8 @@ class Gram:
                 return ZERO
             if overlap != (b.row.offset, b.row.size) or overlap != (a.row.offset, a.row.size):
                 raise _mixed(a, b, "with different, overlapping parts of its rows")
+            if a.row.also != b.row.also:
+                raise _mixed(a, b, "with its axes used in different ways")
             if a.row.splits != b.row.splits:
                 raise _mixed(a, b, "with its rows split into blocks in different ways")
         size = 1.0
@@ -195,7 +222,10 @@ class Gram:
             a, b = self._split_like(a, b), self._split_like(b, a)
             if a.col.splits != b.col.splits:  # type: ignore[union-attr]
                 raise _mixed(a, b, "with its columns split into blocks in different ways")
-            size = float(affine(overlap[1])[0]) / float(np.prod([abs(s) for s in a.col.splits]))  # type: ignore[union-attr]
+            if a.col.also != b.col.also:
+                raise _mixed(a, b, "with its axes used in different ways")
+            also = float(np.prod([float(affine(s)[0]) for _, s in a.col.also]))
+            size = also * float(affine(overlap[1])[0]) / float(np.prod([abs(s) for s in a.col.splits]))  # type: ignore[union-attr]
         value = self._summed(a, b, eps)
         if value is ZERO:
             return ZERO
@@ -213,6 +243,8 @@ class Gram:
             return x
         if col.splits:
             raise UnsupportedError(f"a part of the blocks of '{x.leaf.name}' is used.\n  at {x.line}")
+        if col.also:
+            raise UnsupportedError(f"a part of the columns of '{x.leaf.name}' is used.\n  at {x.line}")
         operand = self.graph.cut(x.operand, add_sizes(offset, col.offset, -1), size)
         return self._with(x, operand, x.contracted, Rows(col.axis, offset, size), x.indices)
 
@@ -275,6 +307,16 @@ class Gram:
             return ZERO
         value = jnp.where(mask, value, jnp.zeros((), jnp.asarray(value).dtype))
         return weighted_sum(None, value, k, full[rank:])
+
+
+def below_fluctuation(x: Node) -> list[Product]:
+    """The products that a node is a function of."""
+    if isinstance(x, Product):
+        return [x]
+    children = x.args if isinstance(x, Pointwise) else [t for _, t in x.terms] if isinstance(x, Sum) else (
+        [x.operand] if isinstance(x, View | Contract | Fluctuation) else []
+    )  # fmt: skip
+    return [p for c in children for p in below_fluctuation(c)]
 
 
 def _carry(x: Node) -> Carry | None:

@@ -24,8 +24,8 @@ from anywidth.errors import AnywidthError, NeedsUnroll, NoLimitError, Unsupporte
 from anywidth.expect.choose import SeveralError
 from anywidth.inner import ZERO, Gram
 from anywidth.kets import Const as ConstNode
-from anywidth.kets import Contract, Graph, Node, Pointwise, Sum, View, is_zero
-from anywidth.trace import Const, Eqn, Program, Size, Var, is_wide
+from anywidth.kets import Contract, Graph, Node, Pointwise, Product, Sum, View, is_zero
+from anywidth.trace import Const, Eqn, Program, Size, Var, is_wide, kind_of
 from anywidth.values import ZERO_POWER, Cat, Det, Ket, Mat, Value, as_coef, common_sizes, det_array, standard, to_ket
 
 RULES: dict[str, Callable[..., Any]] = {}
@@ -172,6 +172,9 @@ class Interpreter:
         rank = rank if laid else len(dets[0].shape)
         shapes = [tuple((_Size(s),) if s != 1 else () for s in x.shape) for x in dets]
         sizes = common_sizes([*laid, *shapes], rank)
+        kinds = [name for axis in sizes for s in axis for name in kind_of(s)]
+        if len(set(kinds)) < len(kinds) and not any(isinstance(x, Mat) for x in values):
+            raise UnsupportedError("an outer product of two random vectors (n x n) is formed")
         out: list[Any] = []
         wide = any(is_wide(s) for axis in sizes for s in axis)
         for x in values:
@@ -243,6 +246,12 @@ class Interpreter:
                 return expr.substituted(x.expr, vs, cs)
             if isinstance(x, Contract):
                 return variable(x)
+            if isinstance(x, Product):
+                raise UnsupportedError(
+                    "a parameter of every head multiplies what its head attends to, and the product enters a nonlinear "
+                    "function: given the head's attention it is Gaussian, and over the heads a mixture of Gaussians, "
+                    "which anywidth does not integrate. Sum over the heads first"
+                )
             raise NeedsUnroll("a loop's carry that is not Gaussian goes into a nonlinear function")
 
         return [of(x) for x in nodes], args, coefs

@@ -41,7 +41,7 @@ from anywidth.output import check_output
 from anywidth.parameters import Parameters, read_parameters, read_program, run
 from anywidth.rates import Rates
 from anywidth.rules.elementwise import outermost
-from anywidth.trace import WIDTHS
+from anywidth.trace import HEADS, WIDTHS
 from anywidth.values import Ket, Value
 
 assert rules is not None  # fills the table of rules
@@ -176,9 +176,10 @@ def _kernel(net: Network, which: str, accuracy: Accuracy, lr: Rates = None) -> C
 
 def _traced(net: Network, lr: Rates) -> bool:
     """Whether a variance, a mean or a learning rate is a number that is being transformed."""
-    if any(_compat.is_tracer(v) for v in jax.tree.leaves(lr(WIDTHS[0]) if callable(lr) else lr)):
+    at = (WIDTHS[0], HEADS[0]) if net.second_width else (WIDTHS[0],)
+    if any(_compat.is_tracer(v) for v in jax.tree.leaves(lr(*at) if callable(lr) else lr)):
         return True
-    drawn = jax.tree.leaves(net.init(WIDTHS[0]), is_leaf=lambda p: isinstance(p, Normal))
+    drawn = jax.tree.leaves(net.init(*at), is_leaf=lambda p: isinstance(p, Normal))
     return any(_compat.is_tracer(v) for p in drawn if isinstance(p, Normal) for v in (p.var, p.mean))
 
 

@@ -1,14 +1,16 @@
 """Kets: random vectors with n coordinates that become i.i.d. as n grows, as nodes of an expression graph.
 
 A node stands for an array of kets over finite axes (time, position, batch, heads), each of order one per
-coordinate. There are seven kinds:
+coordinate. There are eight kinds:
 
 - `Product(leaf, operand)`: a parameter times its operand, summed over the contracted axes: Gaussian (fact 2);
 - `Carry(loop, i)`: the i-th carry of a loop before step t, its first axis being the time;
 - `Const(array)`: the same deterministic number in every coordinate;
 - `Sum`, `Contract`, `View`: linear maps of the finite axes (addition and scaling; contraction with a
   deterministic array; indexing, transposition, broadcasting);
-- `Pointwise(expr, args)`: a coordinatewise function of other nodes.
+- `Pointwise(expr, args)`: a coordinatewise function of other nodes;
+- `Fluctuation(operand, level)`: in a network with two widths, the sum over one of them of what has mean zero (an
+  attention score q.k / sqrt(n) of every head): Gaussian along the other (`rules/levels.py`).
 
 Axes are aligned by position, as in NumPy broadcasting of equal ranks: `shape` may have ones. Nodes are
 interned: equal structure over identical arrays is the same object, which is what makes the recursion of
@@ -18,7 +20,7 @@ interned: equal structure over identical arrays is the same object, which is wha
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -26,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NeedsUnroll, UnsupportedError
-from anywidth.trace import Size, add_sizes
+from anywidth.trace import Size, add_sizes, kind_of
 from anywidth.views import Dyn, Index, ViewMap, broadcast_shapes, expand, is_traced, view_array
 
 Array = Any
@@ -64,11 +66,27 @@ class Rows:
     offset: Size
     size: Size
     splits: tuple[int, ...] = ()  # +H: the block index is the major one, -H: the minor one
+    also: tuple[tuple[int, Size], ...] = ()  # (axis, size) of an axis of the other width, taken whole
+
+    @property
+    def level(self) -> frozenset[str]:
+        """Which widths the coordinates are numbered by."""
+        return frozenset().union(kind_of(self.size), *(kind_of(s) for _, s in self.also))
 
     @property
     def wide(self) -> bool:
         """Whether their number grows with the width."""
         return not isinstance(self.size, int)
+
+
+def rows_of(axes: Sequence[Rows]) -> Rows | None:
+    """The rows that are numbered by all of these axes, at most one for each width; None for none."""
+    if not axes:
+        return None
+    first, *others = sorted(axes, key=lambda r: ("n" not in r.level, r.axis))
+    if any(r.splits or r.offset != 0 for r in others):
+        raise UnsupportedError("a part or blocks of the second width are used: take the width whole")
+    return replace(first, also=(*first.also, *((r.axis, r.size) for r in others)))
 
 
 # --- nodes ----------------------------------------------------------------------------------------------
@@ -83,6 +101,7 @@ class Node:
     loops: frozenset[int]  # every loop whose carry it depends on
     local: bool  # depends on the running step of a loop that is being solved
     gaussian: bool
+    levels: frozenset[frozenset[str]]  # by which widths the Gaussians that it is a function of are numbered
 
     @property
     def rank(self) -> int:
@@ -153,6 +172,14 @@ class Pointwise(Node):
     coefs: tuple[Array, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Fluctuation(Node):
+    """n^(-1/2) times the sum over one of two widths of an operand of mean zero: Gaussian along the other, `level`."""
+
+    operand: Node
+    level: frozenset[str]
+
+
 def is_zero(node: Node) -> bool:
     """Whether the node is zero, and known to be."""
     return isinstance(node, Const) and isinstance(node.array, np.ndarray) and not node.array.any()
@@ -178,6 +205,7 @@ class Graph:
         known = {
             "leaves": frozenset().union(*(c.leaves for c in children)),
             "loops": frozenset().union(*(c.loops for c in children)),
+            "levels": frozenset().union(*(c.levels for c in children)),
             "local": any(c.local for c in children) or self.local > 0,
             "gaussian": False,
         }
@@ -200,10 +228,12 @@ class Graph:
         """The node of a parameter times an operand of which the last `contracted` axes are summed."""
         key = (leaf, copy, operand, contracted, row, col, tuple((k, self.key(a)) for k, a in indices))
         full = broadcast_shapes(operand.shape, *(np.shape(a) for _, a in indices))
+        # what is not averaged, as the attention of the very head that a row belongs to, makes a mixture of Gaussians
+        mixed = frozenset(level for level in operand.levels if col is not None and not level & col.level)
         return self._make(
             Product, key, (operand,), shape=full[: len(full) - contracted], leaf=leaf, copy=copy, operand=operand,
-            contracted=contracted, row=row, col=col, indices=indices, line=line, gaussian=True,
-            leaves=operand.leaves | {leaf},
+            contracted=contracted, row=row, col=col, indices=indices, line=line, gaussian=not mixed,
+            leaves=operand.leaves | {leaf}, levels=mixed | {row.level if row is not None else frozenset()},
         )  # fmt: skip
 
     def carry(
@@ -212,7 +242,7 @@ class Graph:
         """The node of a loop's carry; `shape` begins with the number of steps."""
         return self._make(
             Carry, (id(loop), number), (), shape=shape, leaves=leaves, loops=frozenset({id(loop)}), local=False,
-            gaussian=gaussian, loop=loop, number=number, row=row,
+            gaussian=gaussian, loop=loop, number=number, row=row, levels=frozenset({frozenset({"n"})}),
         )  # fmt: skip
 
     def const(self, array: Array) -> Node:
@@ -243,6 +273,13 @@ class Graph:
         return self._make(
             Contract, (self.key(coef), operand, contracted), (operand,), shape=shape[: len(shape) - contracted],
             coef=coef, operand=operand, contracted=contracted, gaussian=operand.gaussian,
+        )  # fmt: skip
+
+    def fluctuation(self, operand: Node, level: frozenset[str]) -> Node:
+        """The node of a sum over one width of what has mean zero, divided by the root of its length."""
+        return self._make(
+            Fluctuation, (operand, level), (operand,), shape=operand.shape, operand=operand, level=level, gaussian=True,
+            levels=frozenset({level}),
         )  # fmt: skip
 
     def pointwise(self, expr: Any, args: Sequence[Node], coefs: Sequence[Array]) -> Node:
@@ -377,6 +414,8 @@ class Graph:
             inner = self.extended(view, x.contracted)
             coef = None if x.coef is None else self.viewed(x.coef, inner)
             return self.contract(coef, self.view(x.operand, inner), x.contracted)
+        if isinstance(x, Fluctuation):
+            return self.fluctuation(self.view(x.operand, view), x.level)
         if isinstance(x, Pointwise):
             out = self.pointwise(x.expr, [self.view(a, view) for a in x.args], [self.viewed(c, view) for c in x.coefs])
             self.origin[out] = self.origin[x]
@@ -435,13 +474,17 @@ class Graph:
             return self.pointwise(node.expr, [go(a) for a in node.args], node.coefs)
         if isinstance(node, Const):
             return node
+        if isinstance(node, Fluctuation):
+            raise UnsupportedError("a part of the second width is taken, or it is split into blocks")
         raise NeedsUnroll("a part of the width of a loop's carry is used")
 
 
 def new_rows(row: Rows, what: tuple[Any, ...]) -> Rows:
     """The rows of a part of a width, ("cut", offset, size), or of its blocks, ("split", blocks)."""
     if what[0] == "split":
-        return Rows(row.axis, row.offset, row.size, (*row.splits, what[1]))
+        return replace(row, splits=(*row.splits, what[1]))
+    if row.also or len(kind_of(row.size)) > 1:
+        raise UnsupportedError("a part of the width is taken of coordinates that are numbered by two widths")
     if row.splits:
         raise UnsupportedError("a part of the width is taken after the width was split into blocks")
     return Rows(row.axis, add_sizes(row.offset, what[1]), what[2])

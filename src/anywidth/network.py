@@ -4,6 +4,7 @@ Nothing here knows about infinite width. A network is a pair of ordinary functio
 ordinary pytree of arrays; the engine reads the same two functions.
 """
 
+import inspect
 import math
 import operator
 from collections.abc import Callable
@@ -52,7 +53,9 @@ class Network:
     """A network: a frozen pair of pure functions.
 
     Args:
-        init: `init(n)` says how the parameters of a network of width n are drawn: any pytree of `Normal`.
+        init: `init(n)` says how the parameters of a network of width n are drawn: any pytree of `Normal`. A function of
+            two required arguments, `init(n, heads)`, makes a network with two widths that both go to infinity (the
+            size and the number of attention heads): sizes are proportional to n, to heads or to n heads.
         apply: `apply(params, x)` is the network, as plain JAX, on one example x (any pytree of arrays). `params`
             has the structure of `init(n)` with an array in place of each `Normal`. The code is the
             parametrisation: every scaling by width is written here.
@@ -70,8 +73,35 @@ class Network:
         (64, 3)
     """
 
-    init: Callable[[int], PyTree[Normal]]
+    init: Callable[..., PyTree[Normal]]
     apply: Callable[[Any, Any], Array]
+
+    @property
+    def second_width(self) -> bool:
+        """Whether the network has two widths: `init(n, heads)`."""
+        return _arguments(self.init) == 2
+
+    def at(self, n: int, heads: int | None = None) -> PyTree[Normal]:
+        """The parameters at width n, and at this second width if the network has two.
+
+        Raises: ValueError if it has one and `heads` is given, or two and `heads` is not.
+        """
+        if self.second_width != (heads is not None):
+            raise ValueError(
+                "this network has two widths, init(n, heads): give both"
+                if heads is None
+                else "this network has one width, init(n): heads is not asked for"
+            )
+        return self.init(n) if heads is None else self.init(n, heads)
+
+    def along(self, heads: Callable[[int], int]) -> "Network":
+        """The network of one width in which the second one is a function of the first: `heads=lambda n: n // 2`.
+
+        It is what the tools for finite networks take. Its infinite-width limit is that of the network itself.
+        """
+        if not self.second_width:
+            raise ValueError("this network has one width, init(n)")
+        return Network(lambda n: self.init(n, heads(n)), self.apply)
 
     @staticmethod
     def from_flax(build: Callable[..., Any], example: Any, **options: Any) -> "Network":
@@ -127,13 +157,14 @@ class Network:
 
         return from_equinox(build, example, **options)
 
-    def sample(self, key: Key[Array, ""], n: int, dtype: Any = None) -> PyTree[Array]:
+    def sample(self, key: Key[Array, ""], n: int, dtype: Any = None, *, heads: int | None = None) -> PyTree[Array]:
         """Draw the parameters of the network at width n.
 
         Args:
             key: a JAX random key. Every leaf is drawn with a key of its own.
             n: the width, a positive integer.
             dtype: floating dtype of every array; JAX's default float if None.
+            heads: the second width, a positive integer, of a network that has two.
 
         Returns:
             A pytree with the structure of `init(n)`; each leaf has the shape of its `Normal`.
@@ -141,19 +172,28 @@ class Network:
         Raises:
             TypeError: if a leaf of `init(n)` is not a `Normal`, with the path of the leaf; if `dtype` is not a
                 floating dtype.
-            ValueError: if n is not positive.
+            ValueError: if n is not positive, or if `heads` is missing or too much.
         """
         if operator.index(n) < 1:
             raise ValueError(f"the width n must be a positive integer, and it is {n}")
         dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"parameters are real numbers: dtype must be a floating dtype, and it is {dtype}")
-        paths, treedef = jax.tree.flatten_with_path(self.init(n))
+        paths, treedef = jax.tree.flatten_with_path(self.at(n, heads))
         if not paths:
             return jax.tree.unflatten(treedef, [])
         keys = jax.random.split(key, len(paths))
         leaves = [_draw(k, leaf, path, dtype) for k, (path, leaf) in zip(keys, paths, strict=True)]
         return jax.tree.unflatten(treedef, leaves)
+
+
+def _arguments(init: Callable[..., Any]) -> int:
+    """How many arguments `init` has to be given."""
+    try:
+        parameters = inspect.signature(init).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 def _draw(key: Key[Array, ""], leaf: Any, path: Any, dtype: Any) -> Array:

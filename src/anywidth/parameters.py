@@ -20,10 +20,10 @@ import numpy as np
 from anywidth import _compat
 from anywidth.errors import InputError, NoLimitError, UnsupportedError
 from anywidth.interpret import Interpreter
-from anywidth.kets import Graph, Leaf, Rows
+from anywidth.kets import Graph, Leaf, Rows, rows_of
 from anywidth.network import Network, Normal
-from anywidth.rates import Rates, is_frozen, numbers_of_width, path_of, rates_of
-from anywidth.trace import WIDTHS, Program, fit_dim, fit_number, is_wide, trace
+from anywidth.rates import Rates, at_widths, is_frozen, numbers_of_width, path_of, rates_of
+from anywidth.trace import WIDTHS, Program, fit_dim, fit_number, is_wide, kind_of, trace
 from anywidth.values import Ax, Det, Ket, Mat, Value, Wide
 
 __all__ = ["Parameter", "Parameters", "entering", "read_parameters", "read_program", "run"]
@@ -56,7 +56,7 @@ def read_parameters(
         NoLimitError: a shape, variance, mean or rate has no power of n.
         InputError: a learning rate is wrong.
     """
-    drawn = [jax.tree_util.tree_flatten_with_path(net.init(n)) for n in WIDTHS]
+    drawn = [jax.tree_util.tree_flatten_with_path(p) for p in at_widths(net)]
     trees: list[Any] = [tree for _, tree in drawn]
     if trees[0] != trees[1] or trees[0] != trees[2]:
         raise NoLimitError("init(n) returns other parameters at other widths: there is no limit")
@@ -93,7 +93,9 @@ def read_parameters(
 def _numbers(net: Network, groups: Sequence[Any]) -> list[tuple[tuple[Any, Fraction], tuple[Any, Fraction]]]:
     """Variance and mean of each parameter, as c n^p."""
     if any(_compat.is_tracer(v) for _, normals in groups for p in normals for v in (p.var, p.mean)):
-        flat = numbers_of_width(lambda n: [v for p in jax.tree.leaves(net.init(n)) for v in (p.var, p.mean)])
+        flat = numbers_of_width(
+            lambda *n: [v for p in jax.tree.leaves(net.init(*n)) for v in (p.var, p.mean)], net.second_width
+        )
         return list(zip(flat[::2], flat[1::2], strict=True))
     out = []
     for path, normals in groups:
@@ -122,15 +124,17 @@ def _parameter(
     except ValueError as e:
         raise NoLimitError(f"the parameter init(n){name}: {e}") from None
     wides = tuple(i for i, s in enumerate(shape) if is_wide(s))
-    if len(wides) > 2:
-        raise UnsupportedError(
-            f"the parameter init(n){name} has {len(wides)} width axes; a product over two of them has no rule"
-        )
+    for width in ("n", "heads"):
+        if sum(width in kind_of(shape[i]) for i in wides) > 2:
+            raise UnsupportedError(
+                f"the parameter init(n){name} has more than two axes that grow with {width}; a product over two of them "
+                "has no rule"
+            )
     (var, power), (mean, mean_power) = numbers
     has_mean = _compat.is_tracer(mean) or float(mean) != 0
     still = not _compat.is_tracer(var) and float(var) == 0
     # randomness of lower order than the mean is nothing, but it is learning all the same
-    still = still or (has_mean and len(wides) < 2 and mean_power > power / 2)
+    still = still or (has_mean and not _is_matrix(shape) and mean_power > power / 2)
     moved = sizes.get(path)
     lesser = moved is not None and not still
     still = still or lesser
@@ -189,24 +193,31 @@ def run(it: Interpreter, program: Program, parameters: Parameters, example: Any)
     return it.run(program, inputs)
 
 
+def _is_matrix(shape: Sequence[Any]) -> bool:
+    """Whether a width occurs twice among the axes, so that the parameter maps kets to kets."""
+    widths = [name for s in shape for name in kind_of(s)]
+    return len(set(widths)) < len(widths)
+
+
 def entering(g: Graph, p: Parameter, copy: int) -> Value:
     """A parameter as a value: a matrix, or kets where it has one width axis, or random numbers where it has none."""
     leaf = p.leaf
     finite = [i for i in range(len(leaf.shape)) if i not in p.wides]
     lengths = [int(leaf.shape[i]) for i in finite]  # type: ignore[arg-type]
     rank = len(finite)
+    matrix = _is_matrix(leaf.shape)
     layout = tuple(
-        (Wide(i if len(p.wides) == 2 else 0, s),) if i in p.wides else () if s == 1 else (Ax(finite.index(i), int(s)),)  # type: ignore[arg-type]
+        (Wide(i if matrix else 0, s),) if i in p.wides else () if s == 1 else (Ax(finite.index(i), int(s)),)  # type: ignore[arg-type]
         for i, s in enumerate(leaf.shape)
     )
     indices = tuple(
         (("axis", i), np.arange(lengths[k]).reshape([lengths[k] if j == k else 1 for j in range(rank)]))
         for k, i in enumerate(finite)
     )
-    if len(p.wides) == 2:
+    if matrix:
         rows = tuple(Rows(i, 0, leaf.shape[i]) for i in p.wides)
         return Mat(leaf, rows, indices, None, rank, layout, leaf.size, p.mean)
-    row = Rows(p.wides[0], 0, leaf.shape[p.wides[0]]) if p.wides else None
+    row = rows_of([Rows(i, 0, leaf.shape[i]) for i in p.wides])
     one = g.const(np.ones((1,) * rank))
     node = g.product(leaf, copy, one, 0, row, None, indices, f"init(n){leaf.name}")
     if p.mean is None:

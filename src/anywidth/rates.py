@@ -27,7 +27,7 @@ from jaxtyping import PyTree
 from anywidth import _compat
 from anywidth.errors import InputError, NoLimitError
 from anywidth.network import Network
-from anywidth.trace import WIDTHS, fit_dim, fit_number, is_wide, trace
+from anywidth.trace import HEADS, WIDTHS, fit_dim, fit_number, is_wide, trace
 
 __all__ = ["Rates", "numbers_of_width", "path_of", "rates_at", "rates_of", "suggestion", "width_of"]
 
@@ -52,13 +52,13 @@ def rates_of(net: Network, lr: Rates) -> list[tuple[Any, Fraction]]:
         InputError: if `lr` names a parameter that there is not, or a multiplier is not a nonnegative number.
         NoLimitError: if a multiplier is no constant times a power of n.
     """
-    paths = [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(net.init(WIDTHS[0]))[0]]
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(at_widths(net)[0])[0]]
     if lr is None:
         return [_ONE] * len(paths)
-    given = lr if callable(lr) else lambda n: lr
-    names = [path for path, _ in _flat(given(WIDTHS[0]))]
+    given = lr if callable(lr) else lambda *n: lr
+    names = [path for path, _ in _flat(given(*WIDTHS[:1], *HEADS[: net.second_width]))]
     try:
-        numbers = numbers_of_width(lambda n: [value for _, value in _flat(given(n))])
+        numbers = numbers_of_width(lambda *n: [value for _, value in _flat(given(*n))], net.second_width)
     except (ValueError, NoLimitError) as e:
         raise NoLimitError(f"a learning-rate multiplier has no power of n: {e}") from None
     return _spread(names, numbers, paths)
@@ -66,11 +66,14 @@ def rates_of(net: Network, lr: Rates) -> list[tuple[Any, Fraction]]:
 
 def rates_at(net: Network, lr: Rates, n: int | None, params: Any = None) -> list[Any]:
     """The multiplier of each parameter at width n, or at the width that these parameters have."""
-    n = 1 if not callable(lr) else width_of(net, params) if n is None else n
-    paths = [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(net.init(n))[0]]
+    if not callable(lr):
+        at: tuple[int, ...] = (1,) * (1 + net.second_width)
+    else:
+        at = width_of(net, params) if n is None else (n,)
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(net.init(*at))[0]]
     if lr is None:
         return [1.0] * len(paths)
-    entries = _flat(lr(n) if callable(lr) else lr)
+    entries = _flat(lr(*at) if callable(lr) else lr)
     return _spread([path for path, _ in entries], [value for _, value in entries], paths, one=1.0)
 
 
@@ -104,12 +107,19 @@ def shown(path: Path) -> str:
     return "".join(f"[{key!r}]" for key in path) or "the parameter"
 
 
-def numbers_of_width(function: Callable[[int], Sequence[Any]]) -> list[tuple[Any, Fraction]]:
+def at_widths(net: Network) -> list[Any]:
+    """The parameters at the widths at which programs are read."""
+    return [net.at(n, h if net.second_width else None) for n, h in zip(WIDTHS, HEADS, strict=True)]
+
+
+def numbers_of_width(function: Callable[..., Sequence[Any]], second: bool = False) -> list[tuple[Any, Fraction]]:
     """(c, p) of each of the numbers c n^p that a function of n returns; they may be traced.
 
     Raises: ValueError or NoLimitError if one of them is not of this form.
     """
-    values = [list(function(n)) for n in WIDTHS]
+    second_of = dict(zip(WIDTHS, HEADS, strict=True))
+    at = lambda n: function(n, second_of[n]) if second else function(n)
+    values = [list(at(n)) for n in WIDTHS]
     if len({len(v) for v in values}) > 1:
         raise ValueError(f"another number of them at each of the widths {WIDTHS}")
     groups = list(zip(*values, strict=True))
@@ -119,27 +129,33 @@ def numbers_of_width(function: Callable[[int], Sequence[Any]]) -> list[tuple[Any
     from anywidth.interpret import Interpreter
     from anywidth.kets import Graph
 
-    program, _ = trace(lambda n: lambda: [jnp.asarray(v) for v in function(n)], lambda n: ())
+    program, _ = trace(lambda n: lambda: [jnp.asarray(v) for v in at(n)], lambda n: ())
     graph = Graph()
     out = Interpreter(graph, Gram(graph), 1).run(program, [])
     return [(det.val, det.power) for det in out]  # type: ignore[union-attr]
 
 
-def width_of(net: Network, params: Any) -> int:
-    """The width n at which `init(n)` has the shapes of these parameters.
+def width_of(net: Network, params: Any) -> tuple[int, ...]:
+    """The width n, and the second one if there is one, at which `init(n)` has the shapes of these parameters.
 
     Raises: InputError if there is none.
     """
-    drawn = [jax.tree.leaves(net.init(n)) for n in WIDTHS]
+    drawn = [jax.tree.leaves(p) for p in at_widths(net)]
     arrays = jax.tree.leaves(params)
+    found: dict[frozenset[str], int] = {}
     if len(arrays) == len(drawn[0]):
         for *normals, array in zip(*drawn, arrays, strict=True):
             for *sizes, size in zip(*(p.shape for p in normals), np.shape(array), strict=True):
                 dim = fit_dim(sizes)
                 if is_wide(dim):
-                    n = (size - dim.b) / dim.a
-                    if n.denominator == 1:
-                        return int(n)
+                    width = (size - dim.b) / dim.a
+                    if width.denominator == 1:
+                        found.setdefault(dim.kind, int(width))
+        n, heads, both = (found.get(frozenset(k)) for k in ({"n"}, {"heads"}, {"n", "heads"}))
+        n = both // heads if n is None and both and heads else n
+        heads = both // n if heads is None and both and n else heads
+        if n is not None and (heads is not None or not net.second_width):
+            return (n, heads) if heads is not None else (n,)
     raise InputError("the parameters have the shapes of init(n) for no width n")
 
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +31,22 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 WIDTHS = (11520, 23040, 46080)  # multiples of 256, 9 and 5; 46080**2 still is an int32
+HEADS = (240, 720, 2160)  # the second width at each of them, if there is one: it grows like another power of n
+HEADS_ORDER = Fraction(1580, 997)  # which stands for log2(3); of a denominator that no power of n has
 
 
 @dataclass(frozen=True)
 class Dim:
-    """A size that grows with the width: `a n + b`, with a > 0."""
+    """A size that grows with the width: `a n + b`, with a > 0; or `a heads + b`, or `a n heads`, by its `kind`."""
 
     a: Fraction
     b: Fraction = Fraction(0)
+    kind: frozenset[str] = field(default=frozenset({"n"}), repr=False)
 
     def __str__(self) -> str:
         top, bottom = self.a.numerator, self.a.denominator
-        head = ("n" if top == 1 else f"{top}n") + ("" if bottom == 1 else f"/{bottom}")
+        name = " ".join(sorted(self.kind, reverse=True))
+        head = (name if top == 1 else f"{top}{name}") + ("" if bottom == 1 else f"/{bottom}")
         return head if self.b == 0 else f"{head}{'+' if self.b > 0 else '-'}{abs(self.b)}"
 
 
@@ -53,15 +58,40 @@ def affine(size: Size) -> tuple[Fraction, Fraction]:
     return (size.a, size.b) if isinstance(size, Dim) else (Fraction(0), Fraction(size))
 
 
-def make_size(a: Fraction, b: Fraction) -> Size:
+def make_size(a: Fraction, b: Fraction, kind: frozenset[str] = frozenset({"n"})) -> Size:
     """The size a n + b, a whole number where a is zero."""
-    return Dim(a, b) if a != 0 else int(b)
+    return Dim(a, b, kind) if a != 0 else int(b)
+
+
+def kind_of(size: Size) -> frozenset[str]:
+    """Which widths the size grows with."""
+    return size.kind if isinstance(size, Dim) else frozenset()
+
+
+def order(size: Size) -> Fraction:
+    """The power of n of a size."""
+    return sum((HEADS_ORDER if name == "heads" else Fraction(1) for name in kind_of(size)), Fraction(0))
+
+
+def readable(message: str) -> str:
+    """A message with its powers of n written as powers of n and of heads."""
+
+    def rewritten(found: Any) -> str:
+        total = Fraction(found.group(1))
+        k = int(total * HEADS_ORDER.denominator * 12) * pow(HEADS_ORDER.numerator, -1, HEADS_ORDER.denominator)
+        k = (k + HEADS_ORDER.denominator // 2) % HEADS_ORDER.denominator - HEADS_ORDER.denominator // 2
+        p, q = total - Fraction(k, 12) * HEADS_ORDER, Fraction(k, 12)
+        return " ".join([*([f"n^{p}"] if p else []), *([f"heads^{q}"] if q else [])]) or "n^0"
+
+    return re.sub(r"n\^(-?\d+(?:/\d+)?)", rewritten, message)
 
 
 def add_sizes(x: Size, y: Size, sign: int = 1) -> Size:
     """X + y, or x - y with sign -1."""
     (a, b), (c, d) = affine(x), affine(y)
-    return make_size(a + sign * c, b + sign * d)
+    if a and c and kind_of(x) != kind_of(y):
+        raise UnsupportedError(f"axes of the sizes {x} and {y}, which grow independently, are joined")
+    return make_size(a + sign * c, b + sign * d, kind_of(x) or kind_of(y) or frozenset({"n"}))
 
 
 def is_wide(size: Any) -> TypeIs[Dim]:
@@ -75,15 +105,23 @@ def finite(size: Size) -> int:
     return int(size)
 
 
+_KINDS = {
+    frozenset({"n"}): WIDTHS,
+    frozenset({"heads"}): HEADS,
+    frozenset({"n", "heads"}): tuple(n * h for n, h in zip(WIDTHS, HEADS, strict=True)),
+}
+
+
 def fit_dim(sizes: Sequence[int]) -> Size:
     """The size `a n + b` with these values at the three widths; ValueError where there is none."""
     x, y, z = sizes
     if x == y == z:
         return int(x)
-    a = Fraction(y - x, WIDTHS[1] - WIDTHS[0])
-    if Fraction(z - y, WIDTHS[2] - WIDTHS[1]) != a or a <= 0:
-        raise ValueError(f"a size takes the values {tuple(sizes)} at the widths {WIDTHS}, not a n + b")
-    return Dim(a, x - a * WIDTHS[0])
+    for kind, points in _KINDS.items():
+        a = Fraction(y - x, points[1] - points[0])
+        if Fraction(z - y, points[2] - points[1]) == a and a > 0:
+            return Dim(a, x - a * points[0], kind)
+    raise ValueError(f"a size takes the values {tuple(sizes)} at the widths {WIDTHS}, not a n + b")
 
 
 def fit_number(values: Sequence[Any]) -> tuple[Any, Fraction]:
@@ -99,6 +137,11 @@ def fit_number(values: Sequence[Any]) -> tuple[Any, Fraction]:
         p12 = np.log2(np.where(support, y / x, 1.0))[support]
         p23 = np.log2(np.where(support, z / y, 1.0))[support]
     power = Fraction(float(p23.flat[0])).limit_denominator(12)
+    both = None if abs(float(p23.flat[0]) - power) < 1e-5 else _power_of_both(float(p23.flat[0]))
+    if both is not None and np.allclose(p12, p23, atol=1e-5) and np.allclose(p23, p23.flat[0], atol=1e-5):
+        scale = float(WIDTHS[2]) ** float(both[0]) * float(HEADS[2]) ** float(both[1])
+        leading = _snapped(z / scale, 2e-7 if v[0].dtype in (np.float32, np.float16) else 1e-14)
+        return (float(leading) if leading.ndim == 0 else leading), both[0] + both[1] * HEADS_ORDER
     if not np.allclose(p23, float(power), atol=2e-3) or not np.allclose(p12, float(power), atol=4e-3):
         raise ValueError(_number_message(values))
     c = [w / float(n) ** float(power) for w, n in zip((x, y, z), WIDTHS, strict=True)]
@@ -107,9 +150,24 @@ def fit_number(values: Sequence[Any]) -> tuple[Any, Fraction]:
     leading = c[2] if exact else 2 * c[2] - c[1]
     single = v[0].dtype in (np.float32, np.float16)
     tol = 2e-7 if single else 1e-14 if np.allclose(c[0], c[2], rtol=1e-13, atol=0) else 1e-8
-    snapped = np.round(leading, 6)
-    leading = np.where(np.abs(leading - snapped) <= tol * np.abs(leading), snapped, leading)
+    leading = _snapped(leading, tol)
     return (float(leading) if leading.ndim == 0 else leading), power
+
+
+def _snapped(c: Any, tol: float) -> Any:
+    snapped = np.round(c, 6)
+    return np.where(np.abs(c - snapped) <= tol * np.abs(c), snapped, c)
+
+
+def _power_of_both(exponent: float) -> tuple[Fraction, Fraction] | None:
+    """(p, q) of a number n^p heads^q that grows like 2^exponent while n doubles and heads triples."""
+    for k in sorted((k for k in range(-12, 13) if k), key=abs):
+        q = Fraction(k, 4)
+        rest = exponent - float(q) * math.log2(3)
+        p = Fraction(round(4 * rest), 4)
+        if abs(rest - p) < 1e-5:
+            return p, q
+    return None
 
 
 def _number_message(values: Sequence[Any]) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 
 from anywidth.errors import UnsupportedError
 from anywidth.kets import Array, Graph, Leaf, Node, Rows
-from anywidth.trace import Dim, Size, add_sizes, affine, is_wide, make_size
+from anywidth.trace import Dim, Size, add_sizes, affine, kind_of, make_size
 from anywidth.views import ViewMap, expand
 
 ZERO_POWER = Fraction(0)
@@ -60,14 +60,21 @@ def product_of(sizes: Sequence[Size]) -> Size:
     for s in sizes:
         (a, b), (c, d) = affine(out), affine(s)
         if a and c:
-            raise UnsupportedError("an axis of size n^2 is made by merging two width axes")
-        out = make_size(a * d + b * c, b * d)
+            if kind_of(out) & kind_of(s):
+                raise UnsupportedError("an axis of size n^2 is made by merging two width axes")
+            if b or d:
+                raise UnsupportedError(f"axes of the sizes {out} and {s} are merged")
+            out = make_size(a * c, Fraction(0), kind_of(out) | kind_of(s))
+        else:
+            out = make_size(a * d + b * c, b * d, kind_of(out) or kind_of(s) or frozenset({"n"}))
     return out
 
 
 def ratio(x: Size, y: Size) -> Fraction | None:
     """X / y where it is a number."""
     (a, b), (c, d) = affine(x), affine(y)
+    if a and c and kind_of(x) != kind_of(y):
+        return None
     if c == 0:
         return Fraction(b) / d if a == 0 and d else None
     return a / c if a * d == b * c else None
@@ -240,6 +247,10 @@ def split_atom(g: Graph, x: Any, axis: int, k: int, first: Size) -> Any:
 
 def _split_wide(g: Graph, x: Any, atom: Wide, first: Size) -> tuple[Any, tuple[Ax | Wide, Ax | Wide]]:
     """A width in blocks: `first` blocks, or blocks of which the entry is the minor index."""
+    if isinstance(first, Dim) and first.kind < kind_of(atom.size):
+        # the coordinates of a merged axis, by both of their numbers: the same kets
+        rest = divided_wide(atom.size, first)
+        return x, (Wide(atom.number, first), Wide(atom.number, rest))
     if isinstance(first, Dim):
         count = ratio(atom.size, first)
         if count is None or count.denominator != 1:
@@ -250,7 +261,15 @@ def _split_wide(g: Graph, x: Any, atom: Wide, first: Size) -> tuple[Any, tuple[A
     if b % first:
         raise UnsupportedError(f"an axis of size {atom.size} is reshaped to blocks of size {first}")
     y = x.split_wide(g, atom, first)
-    return y, (Ax(y.rank - 1, first), Wide(atom.number, make_size(a / first, b / first)))
+    return y, (Ax(y.rank - 1, first), Wide(atom.number, make_size(a / first, b / first, kind_of(atom.size))))
+
+
+def divided_wide(x: Size, y: Size) -> Size:
+    """A size that grows with both widths divided by one that grows with one of them."""
+    (a, b), (c, d) = affine(x), affine(y)
+    if b or d or not kind_of(y) < kind_of(x):
+        raise UnsupportedError(f"an axis of size {x} is reshaped to blocks of size {y}")
+    return make_size(a / c, Fraction(0), kind_of(x) - kind_of(y))
 
 
 def _split_finite(g: Graph, x: Any, atom: Ax, first: Size) -> tuple[Any, tuple[Ax | Wide, Ax | Wide]]:
@@ -284,7 +303,7 @@ def common_sizes(layouts: Sequence[Sequence[Sequence[Sized]]], rank: int) -> lis
             heads = [q[0] for q in queues if q]
             finite = [h for h in heads if isinstance(h, int)]
             wide = [h for h in heads if not isinstance(h, int)]
-            smallest: Size = min(finite) if finite else min(wide, key=lambda h: affine(h))
+            smallest: Size = min(finite) if finite else min(wide, key=lambda h: (len(kind_of(h)), affine(h)))
             sizes.append(smallest)
             for q in queues:
                 if not q:
@@ -302,7 +321,9 @@ def _divided(x: Size, y: Size) -> Size:
         a, b = affine(x)
         if isinstance(x, int) and x % y:
             raise UnsupportedError("two arrays whose axes were reshaped differently are combined")
-        return make_size(a / y, b / y)
+        return make_size(a / y, b / y, kind_of(x) or frozenset({"n"}))
+    if kind_of(y) < kind_of(x):
+        return divided_wide(x, y)
     r = ratio(x, y)
     if r is None or r.denominator != 1:
         raise UnsupportedError("two arrays whose axes were reshaped differently are combined")
@@ -364,7 +385,8 @@ def to_ket(g: Graph, x: Det) -> Ket:
     """A deterministic array with a width axis as constant kets."""
     sizes = trivial_sizes(x.shape)
     val = det_array(x, sizes)
-    if sum(is_wide(s) for s in x.shape) > 1:
+    kinds = [name for s in x.shape for name in kind_of(s)]
+    if len(set(kinds)) < len(kinds):
         raise UnsupportedError("a deterministic array has two width axes (ones((n, n)), say)")
     return Ket(g.const(val if not x.zero else np.zeros(np.shape(val))), layout_of(sizes), x.power)
 

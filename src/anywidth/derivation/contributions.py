@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from anywidth.kernels import kernels
 from anywidth.network import Network
-from anywidth.trace import WIDTHS
+from anywidth.rates import at_widths
 
 
 def contributions(net: Network, x: Any, y: Any) -> tuple[dict[str, Any], Any, Any]:
     """The share of every parameter, by its path; the NNGP; the NTK, which is their sum."""
-    paths, tree = jax.tree_util.tree_flatten_with_path(net.init(WIDTHS[0]))
+    paths, tree = jax.tree_util.tree_flatten_with_path(at_widths(net)[0])
     count = len(paths)
 
     def of_rates(rates: Any) -> Any:

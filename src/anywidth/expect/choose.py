@@ -34,7 +34,7 @@ from anywidth.expect.atoms import (
 )
 from anywidth.expect.forms import Normaliser
 from anywidth.expr import substituted, variables
-from anywidth.kets import Const, Contract, Node, Pointwise, Product, Sum, View
+from anywidth.kets import Const, Contract, Fluctuation, Node, Pointwise, Product, Sum, View
 
 FEW_SAMPLED = 6  # so many groups are sampled one by one
 MOST_SLOTS = 10  # the highest degree of a moment by Isserlis' theorem
@@ -113,7 +113,7 @@ class _Item:
     def __init__(self, gram: Any, side: int, what: Any, nodes: tuple[Node, ...], numbers: tuple[int, ...]) -> None:
         self.side, self.what, self.nodes, self.numbers = side, what, nodes, numbers
         self.simple = not isinstance(what, Joint | batch.Norm) and nodes[0].gaussian
-        self.tops = frozenset().union(*(_tops(gram.graph, n) for n in nodes))
+        self.tops = frozenset().union(*(tops(gram.graph, n) for n in nodes))
         # a jump has derivative zero almost everywhere
         self.frozen = self.simple and jumps(what)
 
@@ -265,17 +265,20 @@ def _remembered(gram: Any, key: Hashable, compute: Callable[[], Any], alive: Any
     return value
 
 
-def _tops(graph: Any, node: Node) -> frozenset[Any]:
+def tops(graph: Any, node: Node) -> frozenset[Any]:
     """The parameters whose products a node is a function of; None among them for what is not known."""
     key = ("tops", node)
     if key not in graph.table:
         if isinstance(node, Product):
             row = None if node.row is None else (node.row.offset, node.row.size)
             graph.table[key] = frozenset({(node.leaf, row)})
+        elif isinstance(node, Fluctuation):
+            below = tops(graph, node.operand)
+            graph.table[key] = frozenset(None if t is None else ("fluctuation", t) for t in below)
         else:
             children = _children(node)
             graph.table[key] = frozenset({None}) if children is None else frozenset().union(
-                *(_tops(graph, c) for c in children)
+                *(tops(graph, c) for c in children)
             )  # fmt: skip
     return graph.table[key]
 

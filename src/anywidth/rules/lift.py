@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from anywidth.kets import Const, Contract, Graph, Node, Pointwise, Product, Sum, View
+from anywidth.kets import Const, Contract, Fluctuation, Graph, Node, Pointwise, Product, Sum, View
 from anywidth.views import Dyn, Index, ViewMap
 
 
@@ -39,7 +39,7 @@ def _children(node: Node) -> Sequence[Node]:
         return [t for _, t in node.terms]
     if isinstance(node, Pointwise):
         return node.args
-    return [node.operand] if isinstance(node, Product | Contract | View) else []
+    return [node.operand] if isinstance(node, Product | Contract | View | Fluctuation) else []
 
 
 def _static(a: Any) -> bool:
@@ -111,6 +111,8 @@ class Lift:
             return g.sum([(self.array(c, rank), self(t)) for c, t in node.terms])
         if isinstance(node, Contract):
             return g.contract(self.array(node.coef, rank + node.contracted), self(node.operand), node.contracted)
+        if isinstance(node, Fluctuation):
+            return g.fluctuation(self(node.operand), node.level)
         assert isinstance(node, Pointwise)
         g.current = g.origin.get(node)
         return g.pointwise(node.expr, [self(a) for a in node.args], [self.array(c, rank) for c in node.coefs])

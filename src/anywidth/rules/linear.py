@@ -12,7 +12,7 @@ import numpy as np
 from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.kets import new_rows
-from anywidth.trace import Size, add_sizes, affine, finite, is_wide, make_size
+from anywidth.trace import Size, add_sizes, affine, finite, is_wide, kind_of, make_size
 from anywidth.values import (
     Ax,
     Det,
@@ -20,6 +20,7 @@ from anywidth.values import (
     Mat,
     Part,
     Wide,
+    divided_wide,
     ratio,
     split_atom,
     to_ket,
@@ -103,7 +104,11 @@ def broadcast_in_dim(
                 layout[j] = ()
                 continue
             if is_wide(size):
-                if x.wides():
+                kinds = [name for a in x.wides() for name in kind_of(a.size)]
+                if isinstance(x, Ket) and kinds and not kind_of(size) & set(kinds):
+                    layout[j] = (Wide(0, size),)
+                    continue
+                if kinds:
                     raise UnsupportedError(
                         "a random vector is broadcast along a second width axis (an outer product of size n x n)"
                     )
@@ -138,6 +143,8 @@ def reshape(it: Interpreter, x: Part, *_: Any, new_sizes: Sequence[Size], **para
                 rest = int(count)
             elif is_wide(rest) and not is_wide(atom.size):
                 rest = part(rest, atom.size)
+            elif is_wide(atom.size) and kind_of(atom.size) < kind_of(rest):
+                rest = divided_wide(rest, atom.size)
             else:
                 laid = split_atom(it.graph, laid, 0, k + atoms, rest)
                 continue
@@ -150,7 +157,7 @@ def reshape(it: Interpreter, x: Part, *_: Any, new_sizes: Sequence[Size], **para
 def part(size: Size, count: int) -> Size:
     """The size divided by a whole number."""
     a, b = affine(size)
-    return make_size(a / count, b / count)
+    return make_size(a / count, b / count, kind_of(size))
 
 
 @register("slice")

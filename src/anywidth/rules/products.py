@@ -18,9 +18,10 @@ import numpy as np
 from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.inner import ZERO, weighted_sum
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import Const, Node, is_zero
+from anywidth.kets import Const, Node, Rows, is_zero, rows_of
+from anywidth.rules.levels import level_of, widths
 from anywidth.rules.readouts import aligned, inner_product, is_one, lengths_of, raw_parameter
-from anywidth.trace import Size, affine, finite, is_wide
+from anywidth.trace import Size, affine, finite, is_wide, kind_of, order
 from anywidth.values import Ax, Det, Ket, Mat, Part, Wide, common_sizes, refined, standard, to_ket
 from anywidth.views import ViewMap
 
@@ -91,7 +92,7 @@ def _numbers(it: Interpreter, x: Det, y: Det, p: Plan, dimension_numbers: Any) -
     power, factor = x.power + y.power, 1.0
     for s in shape[p.outer :]:
         if is_wide(s):
-            power, factor = power + 1, factor * float(affine(s)[0])
+            power, factor = power + order(s), factor * float(affine(s)[0])
     lengths = [1 if is_wide(s) else finite(s) for s in shape[p.outer :]]
     val = evaluated(lambda u, v: weighted_sum(u, v, p.summed, lengths) * factor, a.val, b.val)
     noises = [n + o.power for n, o in ((x.noise, y), (y.noise, x)) if n is not None]
@@ -190,15 +191,25 @@ def _matrix(it: Interpreter, mat: Mat, other: Any, outer: int) -> Ket:
         )
         for x in (mat, other)
     )
-    outer_wides = [a for axis in other.layout[:outer] for a in axis if isinstance(a, Wide)]
-    if outer_wides:
-        raise UnsupportedError("a random vector with a second width axis is multiplied by a parameter matrix")
-    summed_wide = [a for axis in mat.layout[outer:] for a in axis if isinstance(a, Wide)]
-    if len(summed_wide) != 1:
+    for axis in range(outer):
+        mine, its = (frozenset(n for a in x.layout[axis] for n in kind_of(a.size)) for x in (mat, other))
+        if its - mine:
+            raise UnsupportedError("a random vector with a second width axis is multiplied by a parameter matrix")
+    numbers = {a.number for a in widths(mat.layout[outer:])}
+    if level_of(mat.layout[outer:]) != level_of(other.layout[outer:]):
+        raise UnsupportedError("a parameter matrix is summed over a width along which what it multiplies is constant")
+    kept = [r for r in mat.rows if r.axis not in numbers]
+    cols = [r for r in mat.rows if r.axis in numbers]
+    names = [name for r in cols for name in r.level]
+    others = [name for r in kept for name in r.level]
+    if numbers & {a.number for a in widths(mat.layout[:outer])} or len(names) != len(set(names)):
         raise UnsupportedError("a parameter matrix is contracted over both of its width axes")
-    col = mat.row(summed_wide[0].number)
-    row = next(r for r in mat.rows if r.axis != summed_wide[0].number)
-    _remember(it, mat, col.axis)
+    if len(others) != len(set(others)):
+        raise UnsupportedError("a product with a parameter has two axes of the same width (n x n)")
+    row, col = rows_of(kept), rows_of(cols)
+    assert col is not None
+    _remember(it, mat, col)
+    gain = sum((order(r.size) for r in cols), Fraction(0)) / 2
     # places: the finite atoms of the result, then the summed ones
     free: list[tuple[int, int]] = []
     summed: list[tuple[int, int]] = []
@@ -226,7 +237,7 @@ def _matrix(it: Interpreter, mat: Mat, other: Any, outer: int) -> Ket:
     operand = k.node if m.coef is None else g.scale(m.coef, k.node)
     if is_zero(operand):
         node: Node = g.const(np.zeros((1,) * len(free)))
-        return Ket(node, tuple(layout), k.power + mat.power + Fraction(1, 2))
+        return Ket(node, tuple(layout), k.power + mat.power + gain)
     node = g.product(mat.leaf, it.copy, operand, len(summed), row, col, m.indices, it.eqn.line)
     both = zip(mat.layout[outer:], other.layout[outer:], strict=True)
     lengths = [a.size for own, others in both for a in own or others if isinstance(a, Ax)]
@@ -234,7 +245,7 @@ def _matrix(it: Interpreter, mat: Mat, other: Any, outer: int) -> Ket:
     factor = float(np.prod([n for n, f in zip(lengths, full[len(free) :], strict=True) if f == 1], initial=1))
     if factor != 1.0:
         node = g.scale(factor, node)
-    power = k.power + mat.power + Fraction(1, 2)
+    power = k.power + mat.power + gain
     out = Ket(node, tuple(layout), power)
     if mat.mean is not None:
         return _with_mean(it, mat, k, len(summed), out, lengths)
@@ -247,6 +258,8 @@ def _with_mean(it: Interpreter, mat: Mat, k: Ket, summed: int, out: Ket, lengths
 
     assert mat.mean is not None
     value, mean_power = mat.mean
+    if "heads" in row_levels(mat):
+        raise UnsupportedError("a parameter with a mean and an axis that grows with heads is multiplied by a vector")
     average = it.mean(k.node)
     if average is ZERO:
         return out
@@ -258,6 +271,11 @@ def _with_mean(it: Interpreter, mat: Mat, k: Ket, summed: int, out: Ket, lengths
     return total(it, [(1.0, out), (1.0, shift)])
 
 
+def row_levels(mat: Mat) -> frozenset[str]:
+    """Which widths the axes of a parameter grow with."""
+    return frozenset().union(*(r.level for r in mat.rows))
+
+
 def _mixed_matrix(it: Interpreter, mat: Mat, coef: Det, outer: int) -> Ket:
     raise UnsupportedError(
         "parameter matrices are combined with each other over a finite axis before they meet a vector: multiply "
@@ -265,9 +283,10 @@ def _mixed_matrix(it: Interpreter, mat: Mat, coef: Det, outer: int) -> Ket:
     )
 
 
-def _remember(it: Interpreter, mat: Mat, axis: int) -> None:
+def _remember(it: Interpreter, mat: Mat, col: Rows) -> None:
     """Refuses W and its transpose in one forward pass."""
     line = it.eqn.line
+    axis = tuple(sorted((col.axis, *(i for i, _ in col.also))))
     other = it.used.setdefault(mat.leaf, (axis, line))
     if other[0] != axis:
         raise UnsupportedError(

@@ -9,6 +9,7 @@ v.s is Gaussian itself, of order sqrt(n) and variance n var(v) E[S S'] (central 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -19,8 +20,22 @@ from anywidth.errors import UnsupportedError
 from anywidth.expr import substituted, variables
 from anywidth.inner import ZERO, weighted_sum
 from anywidth.interpret import Interpreter
-from anywidth.kets import Const, Contract, Leaf, Node, Pointwise, Product, Sum, View, is_zero
-from anywidth.trace import Size, affine
+from anywidth.kets import (
+    Const,
+    Contract,
+    Fluctuation,
+    Leaf,
+    Node,
+    Pointwise,
+    Product,
+    Rows,
+    Sum,
+    View,
+    is_zero,
+    rows_of,
+)
+from anywidth.rules.levels import level_of, sum_over_one, widths
+from anywidth.trace import Size, affine, is_wide, order
 from anywidth.values import Ax, Det, Ket, Layout, Mat, Part, Wide
 from anywidth.views import expand
 
@@ -61,20 +76,24 @@ def inner_product(it: Interpreter, a: Ket, b: Ket, outer: int) -> Part:
         if out is not None:
             return out
     (x, y), layout, summed = aligned(it, [a, b], outer)
-    if any(isinstance(atom, Wide) for axis in layout[:outer] for atom in axis):
-        raise UnsupportedError("an outer product of two random vectors (n x n) is formed")
-    (size,) = [atom.size for axis in layout[outer:] for atom in axis if isinstance(atom, Wide)]
+    if level_of(layout[:outer]):
+        expressions, args, coefs = it.expression([x.node, y.node])
+        both = it.graph.pointwise(("mul", (), *expressions), args, coefs)
+        fluctuating = sum_over_one(it, both, x.power + y.power, layout, outer, summed)
+        if fluctuating is not None:
+            return fluctuating
     shape = Ket(x.node, layout[:outer], x.power).shape
     lengths = lengths_of(layout, outer)
     value = it.gram(x.node, y.node)
-    return number(it, value, x.power + y.power, size, summed, lengths, layout[:outer], shape)
+    sizes = [a.size for a in widths(layout[outer:])]
+    return number(it, value, x.power + y.power, sizes, summed, lengths, layout[:outer], shape)
 
 
 def number(
     it: Interpreter,
     value: Any,
     power: Fraction,
-    size: Size,
+    sizes: Sequence[Size],
     summed: int,
     lengths: Sequence[int],
     layout: Layout,
@@ -82,14 +101,15 @@ def number(
 ) -> Det:
     """A sum over the width: n E[...], and noise of order sqrt(n) besides."""
     finite = [a.size for axis in layout for a in axis if isinstance(a, Ax)]
-    numeric = tuple(int(s) for s in shape)
+    numeric = tuple(1 if is_wide(s) else int(s) for s in shape)
+    grows = sum((order(s) for s in sizes), Fraction(0))
     if value is ZERO:
         dtype = next(v.dtype for v in it.eqn.outputs)
         zeros = np.zeros(numeric, dtype)
-        return Det(zeros, power + 1, shape, zero=True, noise=power + Fraction(1, 2), line=it.eqn)
-    value = weighted_sum(None, value, summed, lengths) * float(affine(size)[0])
+        return Det(zeros, power + grows, shape, zero=True, noise=power + grows / 2, line=it.eqn)
+    value = weighted_sum(None, value, summed, lengths) * float(np.prod([float(affine(s)[0]) for s in sizes]))
     value = jnp.broadcast_to(value, finite).reshape(numeric)
-    return Det(value.astype(next(v.dtype for v in it.eqn.outputs)), power + 1, shape)
+    return Det(value.astype(next(v.dtype for v in it.eqn.outputs)), power + grows, shape)
 
 
 def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
@@ -102,13 +122,18 @@ def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
     if raw is None or not isinstance(raw.operand, Const) or _seen(raw.leaf, s.node):
         return None
     (x, y), layout, summed = aligned(it, [v, s], outer)
-    if any(isinstance(a, Wide) for axis in layout[:outer] for a in axis):
-        return None
-    wide = [a for axis in layout[outer:] for a in axis if isinstance(a, Wide)]
     raw = raw_parameter(it, x.node)
     assert raw is not None
     assert raw.row is not None
-    assert len(wide) == 1
+    kept, over = level_of(layout[:outer]), level_of(layout[outer:])
+    # v has the width that is summed, and the other one exactly if the result has
+    if raw.row.level != kept | over:
+        return None
+    axes = [replace(raw.row, also=()), *(Rows(i, 0, size) for i, size in raw.row.also)]
+    row, col = (rows_of([r for r in axes if r.level <= level]) for level in (kept, over))
+    if any(not (r.level <= kept or r.level <= over) for r in axes) or col is None:
+        raise UnsupportedError(f"the parameter '{raw.leaf.name}' is summed over one of the widths of an axis: reshape it")
+    gain = sum((order(a.size) for a in widths(layout[outer:])), Fraction(0)) / 2
     rank = x.node.rank
     node_rank = rank - summed
     operand = y.node
@@ -119,16 +144,16 @@ def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
     if raw.contracted:
         return None
     if is_zero(operand):
-        return Ket(it.graph.const(np.zeros((1,) * node_rank)), layout[:outer], v.power + s.power + Fraction(1, 2))
+        return Ket(it.graph.const(np.zeros((1,) * node_rank)), layout[:outer], v.power + s.power + gain)
     line = it.eqn.line
-    node = it.graph.product(raw.leaf, it.copy, operand, summed, None, raw.row, raw.indices, line)
+    node = it.graph.product(raw.leaf, it.copy, operand, summed, row, col, raw.indices, line)
     full = np.broadcast_shapes(operand.shape, *(np.shape(i) for _, i in raw.indices))
     factor = float(
         np.prod([n for n, f in zip(lengths_of(layout, outer), full[node_rank:], strict=True) if f == 1], initial=1)
     )
     if factor != 1.0:
         node = it.graph.scale(factor, node)
-    return Ket(node, layout[:outer], v.power + s.power + Fraction(1, 2))
+    return Ket(node, layout[:outer], v.power + s.power + gain)
 
 
 def bilinear(it: Interpreter, g: Ket, s: Ket, outer: int) -> Ket | None:
@@ -144,6 +169,8 @@ def bilinear(it: Interpreter, g: Ket, s: Ket, outer: int) -> Ket | None:
             return None
         node = pushed
     if not isinstance(node, Product) or node.col is None or node.row is None or node.leaves & s.node.leaves:
+        return None
+    if any("heads" in level for level in node.levels | s.node.levels) or "heads" in node.col.level:
         return None
     (x, y), layout, summed = aligned(it, [g, s], outer)
     if any(isinstance(a, Wide) for axis in layout[:outer] for a in axis):
@@ -182,7 +209,7 @@ def _seen(leaf: Leaf, node: Node) -> bool:
         return any(_seen(leaf, t) for _, t in node.terms)
     if isinstance(node, Pointwise):
         return any(_seen(leaf, a) for a in node.args)
-    if isinstance(node, Contract | View):
+    if isinstance(node, Contract | View | Fluctuation):
         return _seen(leaf, node.operand)
     return True
 

@@ -13,10 +13,11 @@ from jax import lax
 
 from anywidth.errors import UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
+from anywidth.rules.levels import sum_over_one
 from anywidth.rules.linear import reread
 from anywidth.rules.products import summed_node
 from anywidth.rules.readouts import lengths_of, number, readout_of_product
-from anywidth.trace import affine, finite, is_wide
+from anywidth.trace import affine, finite, is_wide, order
 from anywidth.values import Ax, Det, Ket, Part, Wide, standard, trivial_sizes
 from anywidth.views import ViewMap
 
@@ -29,8 +30,8 @@ def reduce_sum(it: Interpreter, x: Part, axes: Sequence[int], **params: Any) -> 
         power, factor, noise = x.power, 1.0, x.noise
         for a in axes:
             if is_wide(x.shape[a]):
-                power, factor = power + 1, factor * float(affine(x.shape[a])[0])
-                noise = None if noise is None else noise + 1
+                power, factor = power + order(x.shape[a]), factor * float(affine(x.shape[a])[0])
+                noise = None if noise is None else noise + order(x.shape[a])
         val = evaluated(lambda v: (jnp.sum(v, axes) * factor).astype(v.dtype), x.val)
         return Det(val, power, tuple(x.shape[i] for i in keep), zero=x.zero, noise=noise, line=x.line)
     if not isinstance(x, Ket):
@@ -48,8 +49,11 @@ def reduce_sum(it: Interpreter, x: Part, axes: Sequence[int], **params: Any) -> 
     out = readout_of_product(it, moved, outer)
     if out is not None:
         return out
+    fluctuating = sum_over_one(it, moved.node, x.power, moved.layout, outer, count)
+    if fluctuating is not None:
+        return fluctuating
     shape = Ket(moved.node, moved.layout[:outer]).shape
-    return number(it, it.mean(moved.node), x.power, wide[0].size, count, lengths, moved.layout[:outer], shape)
+    return number(it, it.mean(moved.node), x.power, [a.size for a in wide], count, lengths, moved.layout[:outer], shape)
 
 
 @register("cumsum")
