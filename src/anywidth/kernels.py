@@ -30,7 +30,7 @@ from jaxtyping import Array, PyTree
 from anywidth import _compat, rules
 from anywidth.accuracy import Accuracy, controlled
 from anywidth.covariance import kernel_of
-from anywidth.errors import InputError, NeedsUnroll, NoLimitError, Resized
+from anywidth.errors import InputError, NeedsUnroll, NoLimitError, Resized, UnsupportedError
 from anywidth.expect.choose import SeveralError
 from anywidth.expect.sampler import Sampler
 from anywidth.inner import Gram
@@ -41,7 +41,7 @@ from anywidth.output import check_output
 from anywidth.parameters import Parameters, read_parameters, read_program, run
 from anywidth.rates import Rates
 from anywidth.rules.elementwise import outermost
-from anywidth.trace import HEADS, WIDTHS
+from anywidth.trace import HEADS, WIDTHS, readable
 from anywidth.values import Ket, Value
 
 assert rules is not None  # fills the table of rules
@@ -155,7 +155,12 @@ def _kernel(net: Network, which: str, accuracy: Accuracy, lr: Rates = None) -> C
         structures: list[Any] = [jax.tree.structure(x), jax.tree.structure(y)]
         if structures[0] != structures[1]:
             raise InputError(f"the two examples have different structures: {structures[0]} and {structures[1]}")
-        value, error = estimate(x, y)
+        try:
+            value, error = estimate(x, y)
+        except (NoLimitError, UnsupportedError) as e:
+            if not net.second_width:
+                raise
+            raise type(e)(readable(str(e))) from None
         if which != "both":
             return value
         nngp, ntk = value

@@ -127,8 +127,8 @@ def _parameter(
     for width in ("n", "heads"):
         if sum(width in kind_of(shape[i]) for i in wides) > 2:
             raise UnsupportedError(
-                f"the parameter init(n){name} has more than two axes that grow with {width}; a product over two of them "
-                "has no rule"
+                f"the parameter init(n){name} has more than two axes that grow with {width}; a product over two of "
+                "them has no rule"
             )
     (var, power), (mean, mean_power) = numbers
     has_mean = _compat.is_tracer(mean) or float(mean) != 0

@@ -118,7 +118,10 @@ def numbers_of_width(function: Callable[..., Sequence[Any]], second: bool = Fals
     Raises: ValueError or NoLimitError if one of them is not of this form.
     """
     second_of = dict(zip(WIDTHS, HEADS, strict=True))
-    at = lambda n: function(n, second_of[n]) if second else function(n)
+
+    def at(n: int) -> Sequence[Any]:
+        return function(n, second_of[n]) if second else function(n)
+
     values = [list(at(n)) for n in WIDTHS]
     if len({len(v) for v in values}) > 1:
         raise ValueError(f"another number of them at each of the widths {WIDTHS}")

@@ -15,6 +15,7 @@ from anywidth.derivation import terms as tm
 from anywidth.derivation.layers import Item, bare, compressed
 from anywidth.derivation.read import Definition, Reader, Val
 from anywidth.derivation.terms import Index, Sym, Term
+from anywidth.errors import UnsupportedError
 from anywidth.expect.methods import Ways, recording
 from anywidth.expect.sampler import Sampler
 from anywidth.kernels import pair
@@ -41,6 +42,8 @@ class Reading:
 
 def reading(net: Network, x: Any) -> Reading:
     """The network on the shapes of x."""
+    if net.second_width:
+        raise UnsupportedError("the derivation of a network with two widths, init(n, heads), cannot be written yet")
     floats = [a.dtype for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.floating)]
     dtype = jnp.result_type(*floats, jnp.float32)
     parameters = read_parameters(net, dtype)

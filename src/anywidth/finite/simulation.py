@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,6 +111,7 @@ def check(
     copies: Sequence[int] | None = None,
     dtype: Any = None,
     lr: Rates = None,
+    heads: Callable[[int], int] | None = None,
 ) -> Check:
     """Hold the theory against simulation: how far finite networks are from the infinite one, by width.
 
@@ -128,6 +129,7 @@ def check(
             one kernel: each copy's kernel is compared to it. None to find them from the shapes.
         dtype: dtype of the parameters; JAX's default float if None.
         lr: learning-rate multipliers of the NTK, as for `ntk`.
+        heads: the second width at each width, as a function of n, of a network that has two.
 
     Returns:
         A `Check`, which prints as a table: width, median, 10% and 90% quantiles of the deviation, the deviation of
@@ -141,8 +143,15 @@ def check(
     if not widths or seeds < 1 or draws < 1:
         raise ValueError(f"check needs a width, a seed and a draw, and got {widths=}, {seeds=}, {draws=}")
     key = jax.random.key(0) if key is None else key
+    if net.second_width != (heads is not None):
+        raise ValueError(
+            "check takes heads, a function of n, if and only if the network has two widths, init(n, heads)"
+        )
     data = dataset(X)
     theory, axes = limit(net, X, kernel, copies=copies, lr=lr)
+    if heads is not None:
+        net = net.along(heads)
+        lr = (lambda n, given=lr: given(n, heads(n))) if callable(lr) else lr  # type: ignore[misc]
     widths = tuple(sorted({int(n) for n in widths}))
     deviations, means, stderrs = [], [], []
     for n in widths:
@@ -172,7 +181,7 @@ def limit(
     theory = gram(nngp(net) if kernel == "nngp" else ntk(net) if lr is None else ntk(net, lr=lr), X)
     data = dataset(X)
     # Only shapes are read here, so the width does not matter; it is large and divides well, for heads.
-    params = jax.eval_shape(lambda k: net.sample(k, 5040), jax.random.key(0))
+    params = jax.eval_shape(lambda k: net.sample(k, 5040, heads=240 if net.second_width else None), jax.random.key(0))
     index = [position for group in data.groups for position in group.positions]
     found: list[tuple[int, ...]] = []
     shapes: dict[int, int] = {}

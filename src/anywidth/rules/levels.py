@@ -69,8 +69,8 @@ def sum_over_one(it: Interpreter, node: Node, power: Fraction, layout: Layout, o
     if random_at(levels, kept):
         raise UnsupportedError(
             f"a sum over {' and '.join(map(str, (a.size for a in over)))} coordinates stays random at every one of the "
-            f"other width ({' '.join(sorted(kept))}): an average, over each head, of what its own attention made of the "
-            "tokens, say. anywidth has no rule for it; averages over both widths have one"
+            f"other width ({' '.join(sorted(kept))}), as the average over a head of what its own attention made of "
+            "the tokens. anywidth has no rule for it; averages over both widths have one"
         )
     if it.mean(node) is not ZERO:
         return None

@@ -132,7 +132,9 @@ def readout(it: Interpreter, v: Ket, s: Ket, outer: int) -> Ket | None:
     axes = [replace(raw.row, also=()), *(Rows(i, 0, size) for i, size in raw.row.also)]
     row, col = (rows_of([r for r in axes if r.level <= level]) for level in (kept, over))
     if any(not (r.level <= kept or r.level <= over) for r in axes) or col is None:
-        raise UnsupportedError(f"the parameter '{raw.leaf.name}' is summed over one of the widths of an axis: reshape it")
+        raise UnsupportedError(
+            f"the parameter '{raw.leaf.name}' is summed over one of the widths of an axis: reshape it"
+        )
     gain = sum((order(a.size) for a in widths(layout[outer:])), Fraction(0)) / 2
     rank = x.node.rank
     node_rank = rank - summed
