@@ -13,6 +13,7 @@ With `eps=True` the entries of the two copies of every parameter that learns hav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -215,16 +216,16 @@ class Gram:
         if a.col is not None and b.col is not None:
             if a.col.axis != b.col.axis:
                 raise _mixed(a, b, "as it is and transposed")
-            overlap = _overlap(a.col, b.col)
+            if a.col.also != b.col.also:
+                raise _mixed(a, b, "with its axes used in different ways")
+            col, overlap = a.col, _overlap(a.col, b.col)
             if overlap is None:
                 return ZERO
             a, b = self._narrowed(a, *overlap), self._narrowed(b, *overlap)
             a, b = self._split_like(a, b), self._split_like(b, a)
             if a.col.splits != b.col.splits:  # type: ignore[union-attr]
                 raise _mixed(a, b, "with its columns split into blocks in different ways")
-            if a.col.also != b.col.also:
-                raise _mixed(a, b, "with its axes used in different ways")
-            also = float(np.prod([float(affine(s)[0]) for _, s in a.col.also]))
+            also = math.prod([float(affine(s)[0]) for _, s in col.also])
             size = also * float(affine(overlap[1])[0]) / float(np.prod([abs(s) for s in a.col.splits]))  # type: ignore[union-attr]
         value = self._summed(a, b, eps)
         if value is ZERO:

@@ -20,7 +20,7 @@ interned: equal structure over identical arrays is the same object, which is wha
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NeedsUnroll, UnsupportedError
-from anywidth.trace import Size, add_sizes, kind_of
+from anywidth.rows import Rows, new_rows
+from anywidth.trace import Size
 from anywidth.views import Dyn, Index, ViewMap, broadcast_shapes, expand, is_traced, view_array
 
 Array = Any
@@ -56,37 +57,6 @@ class Leaf:
     def share(self, output: Fraction) -> Fraction:
         """The power of n of its share in the NTK of an output of order n^(output)."""
         return 2 * output + self.speed
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Which coordinates of a width axis of a parameter: `size` from `offset` on, split into blocks."""
-
-    axis: int
-    offset: Size
-    size: Size
-    splits: tuple[int, ...] = ()  # +H: the block index is the major one, -H: the minor one
-    also: tuple[tuple[int, Size], ...] = ()  # (axis, size) of an axis of the other width, taken whole
-
-    @property
-    def level(self) -> frozenset[str]:
-        """Which widths the coordinates are numbered by."""
-        return frozenset().union(kind_of(self.size), *(kind_of(s) for _, s in self.also))
-
-    @property
-    def wide(self) -> bool:
-        """Whether their number grows with the width."""
-        return not isinstance(self.size, int)
-
-
-def rows_of(axes: Sequence[Rows]) -> Rows | None:
-    """The rows that are numbered by all of these axes, at most one for each width; None for none."""
-    if not axes:
-        return None
-    first, *others = sorted(axes, key=lambda r: ("n" not in r.level, r.axis))
-    if any(r.splits or r.offset != 0 for r in others):
-        raise UnsupportedError("a part or blocks of the second width are used: take the width whole")
-    return replace(first, also=(*first.also, *((r.axis, r.size) for r in others)))
 
 
 # --- nodes ----------------------------------------------------------------------------------------------
@@ -477,14 +447,3 @@ class Graph:
         if isinstance(node, Fluctuation):
             raise UnsupportedError("a part of the second width is taken, or it is split into blocks")
         raise NeedsUnroll("a part of the width of a loop's carry is used")
-
-
-def new_rows(row: Rows, what: tuple[Any, ...]) -> Rows:
-    """The rows of a part of a width, ("cut", offset, size), or of its blocks, ("split", blocks)."""
-    if what[0] == "split":
-        return replace(row, splits=(*row.splits, what[1]))
-    if row.also or len(kind_of(row.size)) > 1:
-        raise UnsupportedError("a part of the width is taken of coordinates that are numbered by two widths")
-    if row.splits:
-        raise UnsupportedError("a part of the width is taken after the width was split into blocks")
-    return Rows(row.axis, add_sizes(row.offset, what[1]), what[2])

@@ -20,9 +20,10 @@ import numpy as np
 from anywidth import _compat
 from anywidth.errors import InputError, NoLimitError, UnsupportedError
 from anywidth.interpret import Interpreter
-from anywidth.kets import Graph, Leaf, Rows, rows_of
+from anywidth.kets import Graph, Leaf
 from anywidth.network import Network, Normal
 from anywidth.rates import Rates, at_widths, is_frozen, numbers_of_width, path_of, rates_of
+from anywidth.rows import Rows, rows_of
 from anywidth.trace import WIDTHS, Program, fit_dim, fit_number, is_wide, kind_of, trace
 from anywidth.values import Ax, Det, Ket, Mat, Value, Wide
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import UnsupportedError
-from anywidth.kets import Array, Graph, Leaf, Node, Rows
+from anywidth.kets import Array, Graph, Leaf, Node
+from anywidth.rows import Rows
 from anywidth.trace import Dim, Size, add_sizes, affine, kind_of, make_size
 from anywidth.views import ViewMap, expand
 

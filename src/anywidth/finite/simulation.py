@@ -151,7 +151,7 @@ def check(
     theory, axes = limit(net, X, kernel, copies=copies, lr=lr)
     if heads is not None:
         net = net.along(heads)
-        lr = (lambda n, given=lr: given(n, heads(n))) if callable(lr) else lr  # type: ignore[misc]
+        lr = (lambda n, given=lr: given(n, heads(n))) if callable(lr) else lr
     widths = tuple(sorted({int(n) for n in widths}))
     deviations, means, stderrs = [], [], []
     for n in widths:

@@ -11,7 +11,7 @@ import numpy as np
 
 from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import new_rows
+from anywidth.rows import new_rows
 from anywidth.trace import Size, add_sizes, affine, finite, is_wide, kind_of, make_size
 from anywidth.values import (
     Ax,

@@ -21,8 +21,9 @@ from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
 from anywidth.frames import Ask, Frame, Loop
 from anywidth.inner import ZERO, Gram
 from anywidth.interpret import Interpreter, register
-from anywidth.kets import Const, Graph, Leaf, Node, Product, Rows, is_zero
+from anywidth.kets import Const, Graph, Leaf, Node, Product, is_zero
 from anywidth.recursions import sealed
+from anywidth.rows import Rows
 from anywidth.rules import linear
 from anywidth.rules.lift import Lift, collect
 from anywidth.rules.unrolled import unrolled

@@ -18,7 +18,8 @@ import numpy as np
 from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.inner import ZERO, weighted_sum
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import Const, Node, Rows, is_zero, rows_of
+from anywidth.kets import Const, Node, is_zero
+from anywidth.rows import Rows, rows_of
 from anywidth.rules.levels import level_of, widths
 from anywidth.rules.readouts import aligned, inner_product, is_one, lengths_of, raw_parameter
 from anywidth.trace import Size, affine, finite, is_wide, kind_of, order

@@ -28,12 +28,11 @@ from anywidth.kets import (
     Node,
     Pointwise,
     Product,
-    Rows,
     Sum,
     View,
     is_zero,
-    rows_of,
 )
+from anywidth.rows import Rows, rows_of
 from anywidth.rules.levels import level_of, sum_over_one, widths
 from anywidth.trace import Size, affine, is_wide, order
 from anywidth.values import Ax, Det, Ket, Layout, Mat, Part, Wide
