@@ -69,7 +69,7 @@ def rates_at(net: Network, lr: Rates, n: int | None, params: Any = None) -> list
     if not callable(lr):
         at: tuple[int, ...] = (1,) * (1 + net.second_width)
     else:
-        at = width_of(net, params) if n is None else (n,)
+        at = widths_of(net, params) if n is None else (n,)
     paths = [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(net.init(*at))[0]]
     if lr is None:
         return [1.0] * len(paths)
@@ -138,7 +138,12 @@ def numbers_of_width(function: Callable[..., Sequence[Any]], second: bool = Fals
     return [(det.val, det.power) for det in out]  # type: ignore[union-attr]
 
 
-def width_of(net: Network, params: Any) -> tuple[int, ...]:
+def width_of(net: Network, params: Any) -> int:
+    """The width n at which `init` has the shapes of these parameters."""
+    return widths_of(net, params)[0]
+
+
+def widths_of(net: Network, params: Any) -> tuple[int, ...]:
     """The width n, and the second one if there is one, at which `init(n)` has the shapes of these parameters.
 
     Raises: InputError if there is none.
