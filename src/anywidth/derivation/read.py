@@ -193,7 +193,7 @@ class Reader:
                 named = self.pointwise(lambda a, *_: tm.fn(label, a), inputs[:1], inputs[0].shape)
                 return [replace(named, places=_places(eqn.params[call]))]
             return self.run(eqn.params[call], inputs)
-        from anywidth.derivation import windows  # noqa: F401
+        from anywidth.derivation import loops, windows  # noqa: F401
         from anywidth.derivation.rules import RULES
 
         rule = RULES.get(eqn.name)
