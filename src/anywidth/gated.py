@@ -15,12 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from anywidth.cells import base, pure, read, timed
+from anywidth import conditional
+from anywidth.cells import base, pure, read, size, timed
+from anywidth.conditional import Conditional
 from anywidth.expect import methods
 from anywidth.frames import Loop
 from anywidth.inner import ZERO, Gram, add, scaled
 from anywidth.kets import Carry, Const, Contract, Graph, Node, Pointwise, Product, Sum, View
 from anywidth.paths import Path, Stage, mean_outer, simulate
+from anywidth.split import Blame, NoSplit, Split
 from anywidth.tangents import slopes
 from anywidth.views import Index, ViewMap
 
@@ -112,7 +115,13 @@ def answer(gram: Gram, a: Node, b: Node, eps: bool) -> Any:
         one = state(g, x)
         if one is None:
             return None
-        mean = jnp.mean(values(gram, path(gram, one.loop), one.node), -1)
+        found = given(gram, one.loop, one.loop, one.node, one.node)
+        if found is not None:
+            mean = _once(
+                gram, ("means", id(one.loop)), (one.node,), lambda: conditional.expected(gram, found[0], one.node)
+            )
+        else:
+            mean = jnp.mean(values(gram, path(gram, one.loop), one.node), -1)
         return read(mean, one.entries, a.rank) * constant.array  # type: ignore[attr-defined]
     one, two = state(g, a), state(g, b)
     if one is None or two is None:
@@ -120,16 +129,22 @@ def answer(gram: Gram, a: Node, b: Node, eps: bool) -> Any:
     entries = (*one.entries, *two.entries)
     if eps:
         methods.between(g, {one.node, two.node, *one.loop.lifted, *two.loop.lifted}, methods.PATHS)
-    if one.loop is two.loop:
-        only = path(gram, one.loop)
-        return read(moments(gram, only, only, one.node, two.node), entries, a.rank)
-    if (id(two.loop), id(one.loop)) in {k[1:] for k in gram.solved if k[0] == "paths"}:
+    if (id(two.loop), id(one.loop)) in {k[1:] for k in gram.solved if k[0] in ("paths", "pair")}:
         one, two = two, one
         entries = (*one.entries, *two.entries)
-    left, right = paths(gram, one.loop, two.loop)
-    value = read(moments(gram, left, right, one.node, two.node), entries, a.rank)
-    if not eps:
+    split = given(gram, one.loop, two.loop, one.node, two.node)
+    if split is not None:
+        value = _once(gram, ("tables", id(one.loop), id(two.loop)), (one.node, two.node),
+                      lambda: conditional.table(gram, *split, one.node, two.node))  # fmt: skip
+    elif one.loop is two.loop:
+        only = path(gram, one.loop)
+        value = moments(gram, only, only, one.node, two.node)
+    else:
+        value = moments(gram, *paths(gram, one.loop, two.loop), one.node, two.node)
+    value = read(value, entries, a.rank)
+    if one.loop is two.loop or not eps:
         return value
+    left, right = paths(gram, one.loop, two.loop)
     slope = _once(gram, ("slopes", id(one.loop), id(two.loop)), (one.node, two.node),
                   lambda: slopes(gram, left, right, one.node, two.node))  # fmt: skip
     return value + gram.epsilon * read(slope, entries, a.rank)
@@ -152,6 +167,41 @@ def _decomposed(gram: Gram, x: Node, state: Node, eps: bool) -> Any:
 def stage(gram: Gram, loop: Loop) -> Stage:
     """The loop made ready to be sampled."""
     return _once(gram, ("stage", id(loop)), ("stage",), lambda: Stage(gram, loop, loop.roots))
+
+
+def given(gram: Gram, one: Loop, two: Loop, a: Node, b: Node) -> tuple[Conditional, Conditional] | None:
+    """Both loops given what has to be sampled, if anything can be integrated and a and b are what this serves."""
+    splits = [_split(gram, loop) for loop in (one, two)]
+    if splits[0] is None or splits[1] is None:
+        return None
+    try:
+        splits[0].outer(a, True)
+        splits[1].outer(b, True)
+    except Blame:
+        return None
+    first = lambda: conditional.simulate(splits[0], _normals(splits[0], 0))  # noqa: E731
+    if one is two:
+        left = _once(gram, ("alone", id(one)), ("alone",), first)
+        return left, left
+    if not _once(gram, ("drawable", id(one), id(two)), ("drawable",), lambda: conditional.drawable(*splits)):
+        return None
+    left = _once(gram, ("alone", id(one)), ("alone",), first)
+    second = lambda: conditional.simulate(splits[1], _normals(splits[1], 1), left)  # noqa: E731
+    return left, _once(gram, ("pair", id(one), id(two)), ("pair",), second)
+
+
+def _split(gram: Gram, loop: Loop) -> Split | None:
+    def run() -> Split | None:
+        try:
+            return Split(stage(gram, loop))
+        except NoSplit:
+            return None
+
+    return _once(gram, ("split", id(loop)), ("split",), run)
+
+
+def _normals(split: Split, copy: int) -> Array:
+    return split.stage.normals(copy, sum(map(size, split.drawn)))
 
 
 def path(gram: Gram, loop: Loop) -> Path:

@@ -92,7 +92,7 @@ class Sampled:
             return jnp.moveaxis(weighted_sum(coef, value, x.contracted, full[len(full) - x.contracted :]), 0, -1)
         if isinstance(x, Pointwise):
             coefs = [_coefficient(self.now(c)) for c in x.coefs]
-            value = jnp.asarray(_evaluated(x.expr, [self(a) for a in x.args], coefs))
+            value = jnp.asarray(expr.evaluated(x.expr, [self(a) for a in x.args], coefs))
             return value.astype(jnp.result_type(*(self(a).dtype for a in x.args)))
         raise NeedsUnroll("a carry is read at another step than its own")
 
@@ -105,16 +105,6 @@ class Sampled:
 
 def _coefficient(c: Any) -> Any:
     return c if np.ndim(c) == 0 else c[..., None]
-
-
-def _evaluated(e: Any, args: Sequence[Any], coefs: Sequence[Any]) -> Any:
-    if e[0] == "v":
-        return args[e[1]]
-    if e[0] == "c":
-        return coefs[e[1]]
-    if e[0] == "n":
-        return e[1]
-    return expr.bind(e[0], e[1], [_evaluated(a, args, coefs) for a in e[2:]])
 
 
 def _read_samples(value: Array, entries: Sequence[Any], rank: int) -> Array:
@@ -234,12 +224,12 @@ class Stage:
         """How many numbers are drawn at a step."""
         return sum(map(size, self.gaussians))
 
-    def normals(self, copy: int) -> Array:
+    def normals(self, copy: int, count: int | None = None) -> Array:
         """(T, K, M) standard normals: the points' first dimensions belong to the first steps, of both copies."""
         sampler: Sampler = self.gram.graph.sampler
         if not isinstance(sampler.count, int):
             raise FixedCount
-        T, K = self.loop.length, self.count
+        T, K = self.loop.length, self.count if count is None else count
         points = normals(sampler.net(2 * T * K), 0, sampler.count, self.dtype)
         return points.T.reshape(T, 2, K, -1)[:, copy]
 

@@ -1,0 +1,552 @@
+r"""A gated loop given the Gaussians that are sampled: the rest is integrated analytically (`split.py`).
+
+At a sample point m the carries h_t that are vectors obey, with x_t = (1, h_{t-1}, psi_t) and psi_t the atoms,
+
+    h_t = B_t x_t,       <x_t, x'_s> = G_ts,       K_ts = E[psi_t psi'_s],
+
+where B_t depends on the sampled Gaussians of the point alone. So the rows H_ts = <h_{t-1}, h'_{s-1}>,
+A_ts = <h_{t-1}, psi'_s> and Q_ts = <psi_t, h'_{s-1}> over all s follow from those of the step before,
+
+    Q_t,s+1 = B'_s (E psi_t, Q_ts, K_ts),    A_t+1,s = B_t (E psi'_s, A_ts, K_ts),    H_t+1,s = B_t (<1, h'_{s-1}>, H_ts, Q_ts),
+
+for a second copy as for the loop with itself. Inner products of operands are means over the points of bilinear
+functions of them, times those of the factors that no carry contains. Time T^2 M, memory T M.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from anywidth import paths, split
+from anywidth.cells import covariance, size, timed
+from anywidth.inner import ZERO, Gram
+from anywidth.kets import Carry, Contract, Node, Sum, View
+from anywidth.paths import Factor, Sampled
+from anywidth.recursions import sealed
+from anywidth.split import Atom, Part, Split
+
+Array = Any
+
+
+@dataclass(eq=False)
+class Given(Sampled):
+    """The body at one step as vectors, (finite axes..., columns * M) over (1, carries, atoms)."""
+
+    split: Split = None  # type: ignore[assignment]
+    M: int = 0
+    vectors: dict[Node, Array] = field(default_factory=dict)
+
+    def vector(self, x: Node) -> Array:
+        """A node that is affine in carries and atoms."""
+        if x not in self.vectors:
+            self.vectors[x] = self._vector(x)
+        return self.vectors[x]
+
+    def _vector(self, x: Node) -> Array:
+        own, rank = self.split, x.rank - 1
+        if own.scalar(x):
+            return self.flat(self._column(self(x)[..., None, :], 0))
+        if isinstance(x, Carry):
+            start = 1 + sum(map(size, own.vectors[: own.vectors.index(x)]))
+            return self.flat(self.units(x.shape[1:], start))
+        if isinstance(x, View) and not x.gaussian:
+            child = own.below(x)
+            if not timed(self.loop, x.operand) or x.view.entries[0] != 0:
+                return self.vector(child)
+            entries = [e - 1 if isinstance(e, int) else split_index(self, e) for e in x.view.entries[1:]]
+            return paths._read_samples(self.vector(child), entries, rank)
+        if isinstance(x, Sum) and not x.gaussian:
+            return sum(  # type: ignore[return-value]
+                self.vector(t) if c is None else paths._coefficient(self.now(c)) * self.vector(t) for c, t in x.terms
+            )
+        if isinstance(x, Contract) and not x.gaussian:
+            coef = None if x.coef is None else self.now(x.coef)[None]
+            full = np.broadcast_shapes(x.operand.shape, np.shape(x.coef) if x.coef is not None else ())
+            value = jnp.moveaxis(self.vector(x.operand), -1, 0)
+            return jnp.moveaxis(paths.weighted_sum(coef, value, x.contracted, full[len(full) - x.contracted :]), 0, -1)
+        return sum(self.part(p, rank) for p in own.parts(x))  # type: ignore[return-value]
+
+    def part(self, p: Part, rank: int, inside: bool = True) -> Array:
+        """Scalar * vector, times the atom if it is one of the columns (`inside`)."""
+        if p.vector is not None:
+            value = self.wide(self.vector(p.vector))
+        elif p.atom is not None and inside:
+            value = self.units(p.atom.shape, self.split.index(p.atom))
+        else:
+            value = self._column(jnp.ones((1,) * (rank + 2), self.split.stage.dtype), 0)
+        return self.flat(value if p.scalar is None else value * self(p.scalar)[..., None, :])
+
+    def _column(self, value: Array, i: int) -> Array:
+        own = jnp.zeros((*value.shape[:-2], self.split.columns, value.shape[-1]), self.split.stage.dtype)
+        return own.at[..., i, :].set(value[..., 0, :].astype(own.dtype))
+
+    def units(self, shape: tuple[int, ...], start: int) -> Array:
+        """Every entry a column of its own."""
+        n = int(np.prod(shape))
+        eye = np.eye(n, self.split.columns, start).reshape(*shape, self.split.columns, 1)
+        return jnp.asarray(eye, self.split.stage.dtype)
+
+    def flat(self, value: Array) -> Array:
+        """(..., columns, M) as (..., columns * M)."""
+        value = jnp.broadcast_to(value, (*value.shape[:-1], self.M))
+        return value.reshape(*value.shape[:-2], -1)
+
+    def wide(self, value: Array) -> Array:
+        """And back."""
+        return value.reshape(*value.shape[:-1], self.split.columns, self.M)
+
+    def rows(self, x: Node, p: Part, inside: bool = False) -> Array:
+        """A part of an operand, its atom left out: (entries, columns, M)."""
+        value = self.wide(self.part(p, x.rank - 1, inside))
+        return jnp.broadcast_to(value, (*x.shape[1:], *value.shape[-2:])).reshape(size(x), *value.shape[-2:])
+
+
+def split_index(sampled: Sampled, e: Any) -> Any:
+    """An index of a view at the step of the samples."""
+    from anywidth.views import Index
+
+    return Index(sampled.now(e.array))
+
+
+@dataclass(frozen=True, eq=False)
+class Conditional:
+    """A loop on M sample points of what is sampled, at all steps."""
+
+    split: Split
+    numbers: list[Array]  # carries that are numbers, before each step: (T, F..., M)
+    drawn: Array  # (T, K, M)
+    factors: list[Factor]
+    operands: dict[tuple[Node, int], Array]  # parts of the operands: (T, k, 1 + c, M)
+    steps: Array  # B: (T, c, columns, M)
+    means: Array  # <1, h_{t-1}>: (T + 1, c, M)
+    atoms: Array  # E psi_t: (T, n)
+    variances: dict[Node, Array]  # of what is integrated: (T, k)
+    own: dict[tuple[Node, Node], Array]  # its covariances: (T, T, k, k')
+    cross: dict[tuple[Node, Node], Array]  # with those of the given path: (T, S, k, k')
+
+
+def drawable(one: Split, two: Split) -> bool:
+    """Whether the families of two loops lie within one another and are treated alike."""
+    nodes = [*((1, u) for u in one.stage.gaussians), *((2, u) for u in two.stage.gaussians)]
+    links = [((1, u), (1, v)) for u, v in one.stage.couplings] + [((2, u), (2, v)) for u, v in two.stage.couplings]
+    links += [
+        ((1, u), (2, v))
+        for u in one.stage.gaussians
+        for v in two.stage.gaussians
+        if one.stage.asked(two.stage, u, v)[0]
+    ]
+    joined = split._components(nodes, links)
+    for number, own in ((1, one), (2, two)):
+        mine = {(joined[number, u], own.family[u]) for u in own.stage.gaussians}
+        if len({j for j, _ in mine}) < len(mine):
+            return False
+    kind = lambda number, own: {  # noqa: E731
+        joined[number, u]: (u in own.sampled, any(u is v for a in own.atoms for v, _ in a.factors))
+        for u in own.stage.gaussians
+    }
+    a, b = kind(1, one), kind(2, two)
+    sampled = all(a[j][0] == b[j][0] for j in a.keys() & b.keys())
+    inside = [{j for j, (_, i) in k.items() if i} for k in (a, b)]
+    outside = [{j for j, (s, i) in k.items() if not s and not i} for k in (a, b)]
+    return sampled and not inside[0] & outside[1] and not inside[1] & outside[0]
+
+
+def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Conditional:
+    """The loop on M sample points, given another copy (or loop); `normals` is (T, K, M) of what is drawn."""
+    stage, T, M, dtype = own.stage, own.stage.loop.length, normals.shape[-1], own.stage.dtype
+    c = own.carries
+    n = own.columns - 1 - c
+    groups = _groups(own, given)
+    others = [own] if given is None else [own, given.split]
+    tables: dict[Any, Any] = {}
+    for u in stage.gaussians:  # what is computed outside, before the scan
+        for o in others:
+            for v in o.stage.gaussians:
+                covariance(stage.gram, None, stage.cell(o.stage, 0, 0, paths._ones, tables), u, v, False)
+    parts = {x: own.outer(x) for x in stage.operands}
+    places = [(x, i) for x in stage.operands for i in range(len(parts[x]))]
+    linked = {
+        (u, v, k): stage.asked(o.stage, u, v)[0]
+        for k, o in enumerate(others) for u in stage.gaussians for v in o.stage.gaussians
+    }  # fmt: skip
+    first = jnp.concatenate([x.reshape(-1, M) for x in _starts(own, M, True)]) if c else jnp.zeros((0, M), dtype)
+
+    def step(state: Any, at: Any) -> Any:
+        t, z = at
+        numbers, stored, factors, q, B, m, E, rows = state
+        factors, stored, q = (
+            list(factors),
+            dict(zip(places, stored, strict=True)),
+            dict(zip(own.integrated, q, strict=True)),
+        )
+        fresh = dict(zip(own.drawn, _split(own, z), strict=True))
+        body = Given(stage.gram.graph, stage.loop, t, {}, {}, own, M)
+        for x, value in zip(_numbers(own), numbers, strict=True):
+            body.known[x] = value
+        cov: dict[Any, Array] = {}  # (u, v, which): (S, k, k')
+        done: set[Node] = set()
+        moments: dict[Any, Array] = {}
+
+        def atoms(a: Atom | None, b: Atom | None, k: int) -> Array | None:
+            """E[a_t b_s] for all s: (S, k, k')."""
+            if a is None and b is None:
+                return None
+            S = others[k].stage.loop.length
+            there = q if k == 0 else given.variances  # type: ignore[union-attr]
+            left = {u: q[u][t] for u, _ in a.factors} if a else {}
+            pairs = {
+                (u, v): cov[u, v, k] for u, _ in (a.factors if a else ()) for v, _ in (b.factors if b else ())
+                if linked[u, v, k]
+            }  # fmt: skip
+
+            def one(s: Any, cs: dict[int, Array]) -> Array:
+                get = dict(zip(pairs, cs.values(), strict=True))
+                right = {v: there[v][s] for v, _ in b.factors} if b else {}
+                return split.inner(
+                    a or Atom(()), b or Atom(()), t, s, (left, right), lambda u, v: linked[u, v, k],
+                    lambda u, v: get[u, v],
+                )  # fmt: skip
+
+            return jax.vmap(one)(jnp.arange(S), dict(enumerate(pairs.values())))
+
+        def moment(x: Node, y: Node, k: int) -> Array:
+            """E[x_t y_s] of operands for all s: (S, F..., F'...)."""
+            H, there, means = rows[k][0], (stored if k == 0 else given.operands), (m if k == 0 else given.means)  # type: ignore[union-attr]
+            o = others[k]
+            S = o.stage.loop.length
+            theirs = parts[y] if k == 0 else o.outer(y)
+            total: Any = 0.0
+            for i, p in enumerate(parts[x]):
+                a = stored[x, i][t]
+                low = a[:, 0] + jnp.einsum("kcm,cm->km", a[:, 1:], m[t])  # <a, 1>
+                high = a[:, 0][None, :, None] * means[:S, None] + jnp.einsum("kcm,scdm->skdm", a[:, 1:], H[:S])
+                for j, r in enumerate(theirs):
+                    b = there[y, j]
+                    value = (
+                        jnp.einsum("km,slm->skl", low, b[:, :, 0]) + jnp.einsum("skdm,sldm->skl", high, b[:, :, 1:])
+                    ) / M
+                    factor = atoms(p.atom, r.atom, k)
+                    total = total + (value if factor is None else value * factor)
+            return total.reshape(S, *x.shape[1:], *y.shape[1:])
+
+        def row(u: Node, v: Node, k: int) -> Array:
+            """Cov(u_t, v_s) for all s: (S, k, k')."""
+            o = others[k]
+            needs = [(x, y) for x in stage.needs[u] for y in o.stage.needs[v]]
+            for x, y in needs:
+                if (x, y, k) not in moments:
+                    moments[x, y, k] = moment(x, y, k)
+            here = {f"{i}": moments[x, y, k] for i, (x, y) in enumerate(needs)}
+            # a mean alone is an inner product with one
+            alone = {x: _expected(own, parts[x], [stored[x, i][t] for i in range(len(parts[x]))], m[t], q, t)
+                     for x in stage.needs[u]}  # fmt: skip
+            theirs = {y: (_all_expected(others[k], y, stored if k == 0 else given.operands, m if k == 0 else given.means,  # type: ignore[union-attr]
+                          q if k == 0 else given.variances)) for y in o.stage.needs[v]}  # type: ignore[union-attr]  # fmt: skip
+
+            def one(s: Any, here: dict[str, Array]) -> Array:
+                def get(x: Node | None, y: Node | None) -> Array:
+                    if x is None or y is None:
+                        return alone[x].reshape(x.shape[1:]) if y is None else theirs[y][s].reshape(y.shape[1:])  # type: ignore[index,union-attr]
+                    return here[f"{needs.index((x, y))}"]
+
+                cell = stage.cell(o.stage, t, s, get, tables)
+                value = covariance(stage.gram, None, cell, u, v, False)
+                return jnp.zeros((size(u), size(v)), dtype) if value is ZERO else value.astype(dtype)
+
+            return jax.vmap(one)(jnp.arange(o.stage.loop.length), here)
+
+        for u in stage.gaussians:
+            for x in stage.needs[u]:
+                if x not in done:
+                    done.add(x)
+                    for i, p in enumerate(parts[x]):
+                        stored[x, i] = stored[x, i].at[t].set(body.rows(x, p)[:, : 1 + c])
+            for k, o in enumerate(others):
+                for v in o.stage.gaussians:
+                    if linked[u, v, k]:
+                        cov[u, v, k] = row(u, v, k)
+            if u in own.integrated:
+                q[u] = q[u].at[t].set(jnp.maximum(jnp.diagonal(cov[u, u, 0][t]), 0) if linked[u, u, 0] else 0.0)
+                continue
+            i, group = next((i, g) for i, g in enumerate(groups) if u in g.members)
+            zero = lambda v, k: jnp.zeros((others[k].stage.loop.length, size(u), size(v)), dtype)  # noqa: B023, E731
+            here = jnp.concatenate([cov.get((u, v, 0), zero(v, 0)) for v in group.members], -1)
+            offset = sum(size(v) for v in group.members[: group.members.index(u)])
+            k, width = size(u), sum(map(size, group.members))
+            block = here[t][:, offset : offset + k]
+            past = (jnp.arange(T)[:, None] * width + jnp.arange(width)) < t * width + offset
+            here = jnp.where(past[:, None, :], here, jnp.zeros((), dtype))
+            pieces = [jnp.concatenate([cov.get((u, v, 1), zero(v, 1)) for v in f.members], -1) for f in group.given]
+            flat = jnp.concatenate([jnp.moveaxis(p, 1, 0).reshape(k, -1) for p in (*pieces, here)], 1)
+            start = flat.shape[1] - T * width + t * width + offset
+            value, factors[i] = paths.draw(*factors[i], flat, block, fresh[u].reshape(k, M), start)
+            body.known[u] = value.reshape(*u.shape[1:], M)
+
+        # covariances at this step with what was drawn later at it
+        for (u, v, k), value in list(cov.items()):
+            if k == 0 and stage.gaussians.index(v) > stage.gaussians.index(u):
+                cov[u, v, k] = value.at[t].set(cov[v, u, k][t].T)
+        here = {u: q[u][t] for u in own.integrated}
+        Et = jnp.concatenate([jnp.zeros((0,), dtype), *(split.mean(a, t, here).astype(dtype) for a in own.atoms)])
+        E = E.at[t].set(Et)
+        gram = lambda k: jnp.concatenate(  # noqa: E731
+            [jnp.concatenate([atoms(a, b, k) for b in others[k].atoms], -1) for a in own.atoms], -2  # type: ignore[list-item]
+        ).astype(dtype) if own.atoms and others[k].atoms else jnp.zeros(
+            (others[k].stage.loop.length, n, others[k].columns - 1 - others[k].carries), dtype
+        )  # fmt: skip
+        after = [
+            x
+            for x, y in zip(stage.loop.carries, stage.loop.nexts, strict=True)
+            if x is not None and x not in own.numbers
+        ]
+        nexts = dict(zip(stage.loop.carries, stage.loop.nexts, strict=True))
+        Bt = jnp.concatenate([jnp.zeros((0, own.columns, M), dtype), *(
+            jnp.broadcast_to(w, (*x.shape[1:], *w.shape[-2:])).reshape(size(x), own.columns, M)
+            for x in after for w in [body.wide(body.vector(nexts[x]))]
+        )])  # fmt: skip
+        B = B.at[t].set(Bt)
+        b0, bh, ba = Bt[:, 0], Bt[:, 1 : 1 + c], Bt[:, 1 + c :]
+        m = m.at[t + 1].set(b0 + jnp.einsum("cdm,dm->cm", bh, m[t]) + jnp.einsum("cnm,n->cm", ba, Et))
+        new_rows = []
+        for k in range(len(others)):
+            H, A = rows[k]
+            K = gram(k)
+            Bs, ms, Es = (B, m, E) if k == 0 else (given.steps, given.means, given.atoms)  # type: ignore[union-attr]
+            Q = across(Et, K, Bs, ms)
+            if k == 0:
+                A = A.at[:, :, t].set(jnp.moveaxis(Q[:, :, t], 0, 1))
+                H = H.at[t + 1].set(jnp.swapaxes(advance(Bt, m[t], H[t], Q[:, :, t]), 0, 1))
+            new_rows.append(
+                (jax.vmap(lambda h, mm, qq: advance(Bt, mm, h, qq))(H, ms, jnp.moveaxis(Q, 2, 0)), _along(Bt, Es, A, K))
+            )
+        numbers_after = [stage.sample(body, nexts[x], M) for x in _numbers(own)]
+        drawn = jnp.concatenate([jnp.zeros((0, M), dtype), *(body.known[u].reshape(size(u), M) for u in own.drawn)])
+        kept = {key: cov[key] for key in cov if key[0] in own.integrated}
+        keys[:] = list(kept)
+        out = (numbers, drawn, list(kept.values()))
+        return (
+            numbers_after, [stored[p] for p in places], factors, [q[u] for u in own.integrated], B, m, E, new_rows,
+        ), out  # fmt: skip
+
+    keys: list[Any] = []
+    rows = []
+    for k, o in enumerate(others):
+        S, d, e = o.stage.loop.length, o.carries, o.columns - 1 - o.carries
+        H, A = jnp.zeros((S + 1, c, d, M), dtype), jnp.zeros((c, e, S, M), dtype)
+        if k == 0:
+            H = H.at[0].set(first[:, None] * first[None])
+        else:
+            H = first[None, :, None] * given.means[:, None]  # type: ignore[union-attr]
+            A = first[:, None, None] * jnp.moveaxis(given.atoms, 0, 1)[None, :, :, None]  # type: ignore[union-attr]
+        rows.append((H, A))
+    state = (
+        _starts(own, M, False),
+        [jnp.zeros((T, size(x), 1 + c, M), dtype) for x, _ in places],
+        [g.start(T, M, dtype) for g in groups],
+        [jnp.zeros((T, size(u)), dtype) for u in own.integrated],
+        jnp.zeros((T, c, own.columns, M), dtype),
+        jnp.zeros((T + 1, c, M), dtype).at[0].set(first),
+        jnp.zeros((T, n), dtype),
+        rows,
+    )
+    with sealed(stage.gram):
+        (_, stored, factors, q, B, m, E, _), (numbers, drawn, kept) = lax.scan(step, state, (jnp.arange(T), normals))
+    found = dict(zip(keys, kept, strict=True))
+    earlier = (jnp.arange(T)[:, None] >= jnp.arange(T))[:, :, None, None]
+    mine = {
+        (u, v): jnp.where(earlier, value, jnp.transpose(found[v, u, 0], (1, 0, 3, 2)))
+        for (u, v, k), value in found.items() if k == 0
+    }  # fmt: skip
+    return Conditional(
+        own, numbers, drawn, [Factor(g.members, *f) for g, f in zip(groups, factors, strict=True)],
+        dict(zip(places, stored, strict=True)), B, m, E, dict(zip(own.integrated, q, strict=True)),
+        mine, {(u, v): value for (u, v, k), value in found.items() if k == 1},
+    )  # fmt: skip
+
+
+def across(E: Array, K: Array, B: Array, means: Array) -> Array:
+    """<psi, h'_{s-1}> for s = 0..S, from E psi (n,), <psi, psi'_s> (S, n, n') and B' (S, c', columns, M): (n, c', S + 1, M)."""
+    c = B.shape[1]
+
+    def over_s(q: Array, at: Any) -> Any:
+        Ks, Bs = at
+        new = E[:, None, None] * Bs[None, :, 0] + jnp.einsum("ncm,dcm->ndm", q, Bs[:, 1 : 1 + c])
+        new = new + jnp.einsum("nk,dkm->ndm", Ks, Bs[:, 1 + c :])
+        return new, new
+
+    start = E[:, None, None] * means[0][None]
+    _, rest = lax.scan(over_s, start, (K, B))
+    return jnp.moveaxis(jnp.concatenate([start[None], rest]), 0, 2)
+
+
+def advance(B: Array, mean: Array, H: Array, Q: Array) -> Array:
+    """<h_t, h'> from <1, h'> (c', M), <h_{t-1}, h'> (c, c', M) and <psi_t, h'> (n, c', M)."""
+    c = B.shape[0]
+    value = B[:, 0][:, None] * mean[None] + jnp.einsum("cdm,dem->cem", B[:, 1 : 1 + c], H)
+    return value + jnp.einsum("cnm,nem->cem", B[:, 1 + c :], Q)
+
+
+def _along(B: Array, E: Array, A: Array, K: Array) -> Array:
+    """<h_t, psi'_s> for all s: (c, n', S, M)."""
+    c = B.shape[0]
+    value = B[:, 0][:, None, None] * jnp.moveaxis(E, 0, 1)[None, :, :, None]
+    value = value + jnp.einsum("cdm,dnsm->cnsm", B[:, 1 : 1 + c], A)
+    return value + jnp.einsum("ckm,skn->cnsm", B[:, 1 + c :], K)
+
+
+def _numbers(own: Split) -> list[Node]:
+    return [x for x in own.stage.carried if x in own.numbers]
+
+
+def _starts(own: Split, M: int, vectors: bool) -> list[Array]:
+    values = zip(own.stage.carried, own.stage.first(M), strict=True)
+    return [v for x, v in values if (x in own.numbers) is not vectors]
+
+
+def _split(own: Split, z: Array) -> list[Array]:
+    ends = np.cumsum([size(u) for u in own.drawn])
+    return list(jnp.split(z, ends[:-1])) if len(ends) else []
+
+
+def _groups(own: Split, given: Conditional | None) -> list[paths.Group]:
+    """The families that are drawn, and those of the given path that they depend on."""
+    out = []
+    for number in dict.fromkeys(own.family[u] for u in own.drawn):
+        members = [u for u in own.drawn if own.family[u] == number]
+        factors = [
+            f for f in (given.factors if given is not None else [])
+            if any(own.stage.asked(given.split.stage, u, v)[0] for u in members for v in f.members)  # type: ignore[union-attr]
+        ]  # fmt: skip
+        out.append(paths.Group(members, factors))
+    return out
+
+
+def _expected(own: Split, parts: list[Part], rows: list[Array], mean: Array, variances: Any, t: Any) -> Array:
+    """E[x_t], (k,): `rows` (k, 1 + c or columns, M)."""
+    total: Any = 0.0
+    for p, a in zip(parts, rows, strict=True):
+        c = mean.shape[0]
+        value = (a[:, 0] + jnp.einsum("kcm,cm->km", a[:, 1 : 1 + c], mean)).mean(-1)
+        if p.atom is not None:
+            value = value * split.mean(p.atom, t, {u: variances[u][t] for u, _ in p.atom.factors})
+        total = total + value
+    return total
+
+
+def _all_expected(own: Split, y: Node, stored: Any, means: Array, variances: Any) -> Array:
+    parts = own.outer(y)
+    T = own.stage.loop.length
+    used = {u: variances[u] for p in parts if p.atom for u, _ in p.atom.factors}
+    rows = [stored[y, i] for i in range(len(parts))]
+    one = lambda t: _expected(own, parts, [r[t] for r in rows], means[t], used, t)  # noqa: E731
+    return jax.vmap(one)(jnp.arange(T))
+
+
+# --- what leaves the loop -----------------------------------------------------------------------------------------
+
+
+def values(gram: Gram, p: Conditional, x: Node) -> list[Array]:
+    """The parts of a node at all steps, (T, k, columns, M), atoms of the carries among the columns."""
+    own, M = p.split, p.drawn.shape[-1]
+    parts = own.outer(x, True)
+
+    def at(a: Any) -> Any:
+        t, numbers, drawn = a
+        body = Given(gram.graph, own.stage.loop, t, {}, {}, own, M)
+        body.known |= dict(zip(_numbers(own), numbers, strict=True))
+        body.known |= {u: v.reshape(*u.shape[1:], M) for u, v in zip(own.drawn, _split(own, drawn), strict=True)}
+        return [body.rows(x, part, _inside(own, part)) for part in parts]
+
+    return lax.map(at, (jnp.arange(own.stage.loop.length), p.numbers, p.drawn))
+
+
+def _inside(own: Split, p: Part) -> bool:
+    return p.atom is not None and any(a.key == p.atom.key for a in own.atoms)
+
+
+def expected(gram: Gram, p: Conditional, x: Node) -> Array:
+    """E[x_t] for all t, (T, F...)."""
+    own = p.split
+    c = own.carries
+    total: Any = 0.0
+    for part, a in zip(own.outer(x, True), values(gram, p, x), strict=True):
+        value = a[:, :, 0] + jnp.einsum("tkcm,tcm->tkm", a[:, :, 1 : 1 + c], p.means[:-1])
+        value = (value + jnp.einsum("tknm,tn->tkm", a[:, :, 1 + c :], p.atoms)).mean(-1)
+        if part.atom is not None and not _inside(own, part):
+            one = lambda t: split.mean(part.atom, t, {u: p.variances[u][t] for u, _ in part.atom.factors})  # noqa: B023, E731
+            value = value * jax.vmap(one)(jnp.arange(own.stage.loop.length))
+        total = total + value
+    return total.reshape(-1, *x.shape[1:])
+
+
+def table(gram: Gram, left: Conditional, right: Conditional, a: Node, b: Node) -> Array:
+    """E[a_t b_s] for all t and s, (T, F..., S, F'...); `right` is `left` or was drawn given it."""
+    one, two = left.split, right.split
+    T, S = one.stage.loop.length, two.stage.loop.length
+    M, dtype, c, d = left.drawn.shape[-1], one.stage.dtype, one.carries, two.carries
+    linked = {(u, v): one.stage.asked(two.stage, u, v)[0] for u in one.integrated for v in two.integrated}
+
+    def cov(u: Node, v: Node) -> Array:
+        return left.own[u, v] if left is right else jnp.transpose(right.cross[v, u], (1, 0, 3, 2))
+
+    def atoms(x: Atom | None, y: Atom | None) -> Array:
+        """E[x_t y_s]: (T, S, k, k')."""
+        x, y = x or Atom(()), y or Atom(())
+        known = {(u, v): cov(u, v) for u, _ in x.factors for v, _ in y.factors if linked[u, v]}
+
+        def cell(t: Any, s: Any) -> Array:
+            both = {u: left.variances[u][t] for u, _ in x.factors}, {v: right.variances[v][s] for v, _ in y.factors}
+            return split.inner(x, y, t, s, both, lambda u, v: linked[u, v], lambda u, v: known[u, v][t, s]).astype(
+                dtype
+            )
+
+        return jax.vmap(jax.vmap(cell, (None, 0)), (0, None))(jnp.arange(T), jnp.arange(S))
+
+    K = jnp.zeros((T, S, one.columns - 1 - c, two.columns - 1 - d), dtype)
+    if one.atoms and two.atoms:
+        K = jnp.concatenate([jnp.concatenate([atoms(x, y) for y in two.atoms], -1) for x in one.atoms], -2)
+    parts = one.outer(a, True), two.outer(b, True)
+    rows = values(gram, left, a), values(gram, right, b)
+
+    def step(state: Any, at: Any) -> Any:
+        H, A = state
+        B, Et, Kt, mean, here = at
+        Q = across(Et, Kt, right.steps, right.means)
+        out = []
+        for x in here:  # <x, x'_s>, (k, columns', M) for all s
+            h, p = x[:, 1 : 1 + c], x[:, 1 + c :]
+            low = x[:, 0] + jnp.einsum("kcm,cm->km", h, mean) + jnp.einsum("knm,n->km", p, Et)
+            mid = x[:, 0][None, :, None] * right.means[:S, None] + jnp.einsum("kcm,scdm->skdm", h, H[:S])
+            mid = mid + jnp.einsum("knm,ndsm->skdm", p, Q[:, :, :S])
+            high = x[:, 0][None, :, None] * right.atoms[:, None, :, None] + jnp.einsum("kcm,cnsm->sknm", h, A)
+            high = high + jnp.einsum("knm,snl->sklm", p, Kt)
+            for y in rows[1]:
+                value = jnp.einsum("km,slm->skl", low, y[:, :, 0]) + jnp.einsum(
+                    "skdm,sldm->skl", mid, y[:, :, 1 : 1 + d]
+                )
+                out.append((value + jnp.einsum("sknm,slnm->skl", high, y[:, :, 1 + d :])) / M)
+        H = jax.vmap(lambda h, mm, qq: advance(B, mm, h, qq))(H, right.means, jnp.moveaxis(Q, 2, 0))
+        return (H, _along(B, right.atoms, A, Kt)), out
+
+    first = left.means[0]
+    start = (
+        first[None, :, None] * right.means[:, None],
+        first[:, None, None] * jnp.moveaxis(right.atoms, 0, 1)[None, :, :, None],
+    )
+    _, out = lax.scan(step, start, (left.steps, left.atoms, K, left.means[:-1], rows[0]))
+    total: Any = 0.0
+    for i, p in enumerate(parts[0]):
+        for j, r in enumerate(parts[1]):
+            value = out[i * len(parts[1]) + j]
+            outer = [None if _inside(own, x) else x.atom for own, x in ((one, p), (two, r))]
+            total = total + (value if outer == [None, None] else value * atoms(*outer))
+    return jnp.moveaxis(total, 1, 2).reshape(T, *a.shape[1:], S, *b.shape[1:])
+
+
+__all__ = ["Conditional", "drawable", "expected", "simulate", "table"]
