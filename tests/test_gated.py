@@ -1,6 +1,7 @@
 """Gated loops, sampled, against the exact kernels of the same networks unrolled, where these are polynomials."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 import anywidth as aw
-from anywidth import zoo
+from anywidth import accuracy, gated, zoo
+from anywidth.kernels import pair
 
+REFERENCE = Path(__file__).parent / "reference" / "gp4a.npz"
 RNG = np.random.default_rng(5)
 X, Y = RNG.standard_normal((3, 3)), RNG.standard_normal((2, 3))
 CASES = {}
@@ -110,3 +113,37 @@ def test_ntk_against_simulation(cell, length):
     limit = (4 * means[1] - means[0]) / 3
     error = np.hypot(4 * errors[1], errors[0]) / 3
     assert (np.abs(theory - limit) < 3.5 * np.hypot(error, stated)).all(), (theory, limit, error)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("tol", "close"), [(1e-4, 1e-4), (2e-5, 5e-6)])
+def test_gru_of_the_reference(tol, close):
+    """The two sentences of Tensor Programs I; the states of the first against those of the second."""
+    reference = np.load(REFERENCE)
+    half = lambda t: (1 + jax.lax.erf(t)) / 2  # noqa: E731
+    with jax.enable_x64(True):
+        vectors = np.asarray(reference["glove_vecs"], float)
+        net = zoo.gru(300, jax.lax.erf, gate=half, varb=1.0, pool="none")
+        value = aw.nngp(net, tol=tol)(vectors[:7], vectors[7:])
+    assert np.abs(value - reference["gru"][:7, 7:]).max() < close
+
+
+def test_given_what_is_sampled_a_gru_is_what_its_paths_are(monkeypatch):
+    """Integrating the candidate and the reset gate changes the estimate within its error, and makes it smaller."""
+    net = zoo.gru(3, jax.lax.erf, gate=lambda t: (1 + jax.lax.erf(t)) / 2, varb=1.0, pool="none")
+    with jax.enable_x64(True):
+        found = []
+        for given in (gated.given, lambda *_: None):
+            monkeypatch.setattr(gated, "given", given)
+            found.append(jax.jit(controlled(net))(X, Y))
+    (value, error), (whole, coarse) = found
+    assert (error > 0).all()
+    assert error.max() < 0.5 * coarse.max()
+    assert (np.abs(value - whole) < 5 * np.hypot(error, coarse)).all()
+
+
+def controlled(net):
+    """The NNGP kernel and its standard error."""
+    return accuracy.controlled(
+        lambda x, y, s: pair(net, "nngp", x, y, s), accuracy.Accuracy(points=2**15), lambda: False
+    )
