@@ -7,7 +7,8 @@ At a sample point m the carries h_t that are vectors obey, with x_t = (1, h_{t-1
 where B_t depends on the sampled Gaussians of the point alone. So the rows H_ts = <h_{t-1}, h'_{s-1}>,
 A_ts = <h_{t-1}, psi'_s> and Q_ts = <psi_t, h'_{s-1}> over all s follow from those of the step before,
 
-    Q_t,s+1 = B'_s (E psi_t, Q_ts, K_ts),    A_t+1,s = B_t (E psi'_s, A_ts, K_ts),    H_t+1,s = B_t (<1, h'_{s-1}>, H_ts, Q_ts),
+    Q_t,s+1 = B'_s (E psi_t, Q_ts, K_ts),    A_t+1,s = B_t (E psi'_s, A_ts, K_ts),
+    H_t+1,s = B_t (<1, h'_{s-1}>, H_ts, Q_ts),
 
 for a second copy as for the loop with itself. Inner products of operands are means over the points of bilinear
 functions of them, times those of the factors that no carry contains. Time T^2 M, memory T M.
@@ -217,7 +218,7 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
 
         def moment(x: Node, y: Node, k: int) -> Array:
             """E[x_t y_s] of operands for all s: (S, F..., F'...)."""
-            H, there, means = rows[k][0], (stored if k == 0 else given.operands), (m if k == 0 else given.means)  # type: ignore[union-attr]
+            H, there, means = rows[k][0], (stored if k == 0 else given.operands), (m if k == 0 else given.means)  # type: ignore[union-attr]  # noqa: E501
             o = others[k]
             S = o.stage.loop.length
             theirs = parts[y] if k == 0 else o.outer(y)
@@ -246,13 +247,13 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
             # a mean alone is an inner product with one
             alone = {x: _expected(own, parts[x], [stored[x, i][t] for i in range(len(parts[x]))], m[t], q, t)
                      for x in stage.needs[u]}  # fmt: skip
-            theirs = {y: (_all_expected(others[k], y, stored if k == 0 else given.operands, m if k == 0 else given.means,  # type: ignore[union-attr]
-                          q if k == 0 else given.variances)) for y in o.stage.needs[v]}  # type: ignore[union-attr]  # fmt: skip
+            theirs = {y: (_all_expected(others[k], y, stored if k == 0 else given.operands, m if k == 0 else given.means,  # type: ignore[union-attr]  # noqa: E501
+                          q if k == 0 else given.variances)) for y in o.stage.needs[v]}  # type: ignore[union-attr]  # fmt: skip  # noqa: E501
 
             def one(s: Any, here: dict[str, Array]) -> Array:
                 def get(x: Node | None, y: Node | None) -> Array:
                     if x is None or y is None:
-                        return alone[x].reshape(x.shape[1:]) if y is None else theirs[y][s].reshape(y.shape[1:])  # type: ignore[index,union-attr]
+                        return alone[x].reshape(x.shape[1:]) if y is None else theirs[y][s].reshape(y.shape[1:])  # type: ignore[index,union-attr]  # noqa: E501
                     return here[f"{needs.index((x, y))}"]
 
                 cell = stage.cell(o.stage, t, s, get, tables)
@@ -296,7 +297,7 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
         Et = jnp.concatenate([jnp.zeros((0,), dtype), *(split.mean(a, t, here).astype(dtype) for a in own.atoms)])
         E = E.at[t].set(Et)
         gram = lambda k: jnp.concatenate(  # noqa: E731
-            [jnp.concatenate([atoms(a, b, k) for b in others[k].atoms], -1) for a in own.atoms], -2  # type: ignore[list-item]
+            [jnp.concatenate([atoms(a, b, k) for b in others[k].atoms], -1) for a in own.atoms], -2  # type: ignore[list-item]  # noqa: E501
         ).astype(dtype) if own.atoms and others[k].atoms else jnp.zeros(
             (others[k].stage.loop.length, n, others[k].columns - 1 - others[k].carries), dtype
         )  # fmt: skip
@@ -371,7 +372,10 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
 
 
 def across(E: Array, K: Array, B: Array, means: Array) -> Array:
-    """<psi, h'_{s-1}> for s = 0..S, from E psi (n,), <psi, psi'_s> (S, n, n') and B' (S, c', columns, M): (n, c', S + 1, M)."""
+    """<psi, h'_{s-1}> for s = 0..S, (n, c', S + 1, M).
+
+    From E psi (n,), <psi, psi'_s> (S, n, n') and B' (S, c', columns, M).
+    """
     c = B.shape[1]
 
     def over_s(q: Array, at: Any) -> Any:
@@ -421,7 +425,7 @@ def _groups(own: Split, given: Conditional | None) -> list[paths.Group]:
         members = [u for u in own.drawn if own.family[u] == number]
         factors = [
             f for f in (given.factors if given is not None else [])
-            if any(own.stage.asked(given.split.stage, u, v)[0] for u in members for v in f.members)  # type: ignore[union-attr]
+            if any(own.stage.asked(given.split.stage, u, v)[0] for u in members for v in f.members)  # type: ignore[union-attr]  # noqa: E501
         ]  # fmt: skip
         out.append(paths.Group(members, factors))
     return out

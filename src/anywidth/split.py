@@ -211,7 +211,7 @@ class Split:
         inside = {self.family[u] for a in self.atoms for u, _ in a.factors}
         out = []
         for part in self.terms(x):
-            if part.atom is not None and inside & {self.family[u] for u, _ in part.atom.factors}:
+            if part.atom is not None and inside & {self.family[u] for u, _ in part.atom.factors}:  # noqa: SIM102
                 if part.vector is not None or not atoms or all(a.key != part.atom.key for a in self.atoms):
                     raise Blame(u for u, _ in part.atom.factors)
             if part.vector is not None:
