@@ -218,7 +218,7 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
 
         def moment(x: Node, y: Node, k: int) -> Array:
             """E[x_t y_s] of operands for all s: (S, F..., F'...)."""
-            H, there, means = rows[k][0], (stored if k == 0 else given.operands), (m if k == 0 else given.means)  # type: ignore[union-attr]  # noqa: E501
+            H, there, means = rows[k][0], (stored if k == 0 else given.operands), (m if k == 0 else given.means)  # type: ignore[union-attr]
             o = others[k]
             S = o.stage.loop.length
             theirs = parts[y] if k == 0 else o.outer(y)
@@ -248,12 +248,12 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
             alone = {x: _expected(own, parts[x], [stored[x, i][t] for i in range(len(parts[x]))], m[t], q, t)
                      for x in stage.needs[u]}  # fmt: skip
             theirs = {y: (_all_expected(others[k], y, stored if k == 0 else given.operands, m if k == 0 else given.means,  # type: ignore[union-attr]  # noqa: E501
-                          q if k == 0 else given.variances)) for y in o.stage.needs[v]}  # type: ignore[union-attr]  # fmt: skip  # noqa: E501
+                          q if k == 0 else given.variances)) for y in o.stage.needs[v]}  # type: ignore[union-attr]  # fmt: skip
 
             def one(s: Any, here: dict[str, Array]) -> Array:
                 def get(x: Node | None, y: Node | None) -> Array:
                     if x is None or y is None:
-                        return alone[x].reshape(x.shape[1:]) if y is None else theirs[y][s].reshape(y.shape[1:])  # type: ignore[index,union-attr]  # noqa: E501
+                        return alone[x].reshape(x.shape[1:]) if y is None else theirs[y][s].reshape(y.shape[1:])  # type: ignore[index,union-attr]
                     return here[f"{needs.index((x, y))}"]
 
                 cell = stage.cell(o.stage, t, s, get, tables)
@@ -297,7 +297,7 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
         Et = jnp.concatenate([jnp.zeros((0,), dtype), *(split.mean(a, t, here).astype(dtype) for a in own.atoms)])
         E = E.at[t].set(Et)
         gram = lambda k: jnp.concatenate(  # noqa: E731
-            [jnp.concatenate([atoms(a, b, k) for b in others[k].atoms], -1) for a in own.atoms], -2  # type: ignore[list-item]  # noqa: E501
+            [jnp.concatenate([atoms(a, b, k) for b in others[k].atoms], -1) for a in own.atoms], -2  # type: ignore[list-item]
         ).astype(dtype) if own.atoms and others[k].atoms else jnp.zeros(
             (others[k].stage.loop.length, n, others[k].columns - 1 - others[k].carries), dtype
         )  # fmt: skip
@@ -425,7 +425,7 @@ def _groups(own: Split, given: Conditional | None) -> list[paths.Group]:
         members = [u for u in own.drawn if own.family[u] == number]
         factors = [
             f for f in (given.factors if given is not None else [])
-            if any(own.stage.asked(given.split.stage, u, v)[0] for u in members for v in f.members)  # type: ignore[union-attr]  # noqa: E501
+            if any(own.stage.asked(given.split.stage, u, v)[0] for u in members for v in f.members)  # type: ignore[union-attr]
         ]  # fmt: skip
         out.append(paths.Group(members, factors))
     return out
