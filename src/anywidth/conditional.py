@@ -16,7 +16,7 @@ functions of them, times those of the factors that no carry contains. Time T^2 M
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -25,94 +25,15 @@ import numpy as np
 from jax import lax
 
 from anywidth import paths, split
-from anywidth.cells import covariance, size, timed
+from anywidth.cells import covariance, size
 from anywidth.inner import ZERO, Gram
-from anywidth.kets import Carry, Contract, Node, Sum, View
-from anywidth.paths import Factor, Sampled
+from anywidth.kets import Node
+from anywidth.paths import Factor
 from anywidth.recursions import sealed
 from anywidth.split import Atom, Part, Split
+from anywidth.vectors import Given
 
 Array = Any
-
-
-@dataclass(eq=False)
-class Given(Sampled):
-    """The body at one step as vectors, (finite axes..., columns * M) over (1, carries, atoms)."""
-
-    split: Split = None  # type: ignore[assignment]
-    M: int = 0
-    vectors: dict[Node, Array] = field(default_factory=dict)
-
-    def vector(self, x: Node) -> Array:
-        """A node that is affine in carries and atoms."""
-        if x not in self.vectors:
-            self.vectors[x] = self._vector(x)
-        return self.vectors[x]
-
-    def _vector(self, x: Node) -> Array:
-        own, rank = self.split, x.rank - 1
-        if own.scalar(x):
-            return self.flat(self._column(self(x)[..., None, :], 0))
-        if isinstance(x, Carry):
-            start = 1 + sum(map(size, own.vectors[: own.vectors.index(x)]))
-            return self.flat(self.units(x.shape[1:], start))
-        if isinstance(x, View) and not x.gaussian:
-            child = own.below(x)
-            if not timed(self.loop, x.operand) or x.view.entries[0] != 0:
-                return self.vector(child)
-            entries = [e - 1 if isinstance(e, int) else split_index(self, e) for e in x.view.entries[1:]]
-            return paths._read_samples(self.vector(child), entries, rank)
-        if isinstance(x, Sum) and not x.gaussian:
-            return sum(  # type: ignore[return-value]
-                self.vector(t) if c is None else paths._coefficient(self.now(c)) * self.vector(t) for c, t in x.terms
-            )
-        if isinstance(x, Contract) and not x.gaussian:
-            coef = None if x.coef is None else self.now(x.coef)[None]
-            full = np.broadcast_shapes(x.operand.shape, np.shape(x.coef) if x.coef is not None else ())
-            value = jnp.moveaxis(self.vector(x.operand), -1, 0)
-            return jnp.moveaxis(paths.weighted_sum(coef, value, x.contracted, full[len(full) - x.contracted :]), 0, -1)
-        return sum(self.part(p, rank) for p in own.parts(x))  # type: ignore[return-value]
-
-    def part(self, p: Part, rank: int, inside: bool = True) -> Array:
-        """Scalar * vector, times the atom if it is one of the columns (`inside`)."""
-        if p.vector is not None:
-            value = self.wide(self.vector(p.vector))
-        elif p.atom is not None and inside:
-            value = self.units(p.atom.shape, self.split.index(p.atom))
-        else:
-            value = self._column(jnp.ones((1,) * (rank + 2), self.split.stage.dtype), 0)
-        return self.flat(value if p.scalar is None else value * self(p.scalar)[..., None, :])
-
-    def _column(self, value: Array, i: int) -> Array:
-        own = jnp.zeros((*value.shape[:-2], self.split.columns, value.shape[-1]), self.split.stage.dtype)
-        return own.at[..., i, :].set(value[..., 0, :].astype(own.dtype))
-
-    def units(self, shape: tuple[int, ...], start: int) -> Array:
-        """Every entry a column of its own."""
-        n = int(np.prod(shape))
-        eye = np.eye(n, self.split.columns, start).reshape(*shape, self.split.columns, 1)
-        return jnp.asarray(eye, self.split.stage.dtype)
-
-    def flat(self, value: Array) -> Array:
-        """(..., columns, M) as (..., columns * M)."""
-        value = jnp.broadcast_to(value, (*value.shape[:-1], self.M))
-        return value.reshape(*value.shape[:-2], -1)
-
-    def wide(self, value: Array) -> Array:
-        """And back."""
-        return value.reshape(*value.shape[:-1], self.split.columns, self.M)
-
-    def rows(self, x: Node, p: Part, inside: bool = False) -> Array:
-        """A part of an operand, its atom left out: (entries, columns, M)."""
-        value = self.wide(self.part(p, x.rank - 1, inside))
-        return jnp.broadcast_to(value, (*x.shape[1:], *value.shape[-2:])).reshape(size(x), *value.shape[-2:])
-
-
-def split_index(sampled: Sampled, e: Any) -> Any:
-    """An index of a view at the step of the samples."""
-    from anywidth.views import Index
-
-    return Index(sampled.now(e.array))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,32 +51,6 @@ class Conditional:
     variances: dict[Node, Array]  # of what is integrated: (T, k)
     own: dict[tuple[Node, Node], Array]  # its covariances: (T, T, k, k')
     cross: dict[tuple[Node, Node], Array]  # with those of the given path: (T, S, k, k')
-
-
-def drawable(one: Split, two: Split) -> bool:
-    """Whether the families of two loops lie within one another and are treated alike."""
-    nodes = [*((1, u) for u in one.stage.gaussians), *((2, u) for u in two.stage.gaussians)]
-    links = [((1, u), (1, v)) for u, v in one.stage.couplings] + [((2, u), (2, v)) for u, v in two.stage.couplings]
-    links += [
-        ((1, u), (2, v))
-        for u in one.stage.gaussians
-        for v in two.stage.gaussians
-        if one.stage.asked(two.stage, u, v)[0]
-    ]
-    joined = split._components(nodes, links)
-    for number, own in ((1, one), (2, two)):
-        mine = {(joined[number, u], own.family[u]) for u in own.stage.gaussians}
-        if len({j for j, _ in mine}) < len(mine):
-            return False
-    kind = lambda number, own: {  # noqa: E731
-        joined[number, u]: (u in own.sampled, any(u is v for a in own.atoms for v, _ in a.factors))
-        for u in own.stage.gaussians
-    }
-    a, b = kind(1, one), kind(2, two)
-    sampled = all(a[j][0] == b[j][0] for j in a.keys() & b.keys())
-    inside = [{j for j, (_, i) in k.items() if i} for k in (a, b)]
-    outside = [{j for j, (s, i) in k.items() if not s and not i} for k in (a, b)]
-    return sampled and not inside[0] & outside[1] and not inside[1] & outside[0]
 
 
 def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Conditional:
@@ -286,21 +181,25 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
             pieces = [jnp.concatenate([cov.get((u, v, 1), zero(v, 1)) for v in f.members], -1) for f in group.given]
             flat = jnp.concatenate([jnp.moveaxis(p, 1, 0).reshape(k, -1) for p in (*pieces, here)], 1)
             start = flat.shape[1] - T * width + t * width + offset
-            value, factors[i] = paths.draw(*factors[i], flat, block, fresh[u].reshape(k, M), start)
+            L, xi = factors[i]
+            value, factors[i] = paths.draw(L, xi, flat, block, fresh[u].reshape(k, M), start)
             body.known[u] = value.reshape(*u.shape[1:], M)
 
         # covariances at this step with what was drawn later at it
         for (u, v, k), value in list(cov.items()):
             if k == 0 and stage.gaussians.index(v) > stage.gaussians.index(u):
                 cov[u, v, k] = value.at[t].set(cov[v, u, k][t].T)
-        here = {u: q[u][t] for u in own.integrated}
-        Et = jnp.concatenate([jnp.zeros((0,), dtype), *(split.mean(a, t, here).astype(dtype) for a in own.atoms)])
+        current = {u: q[u][t] for u in own.integrated}
+        Et = jnp.concatenate([jnp.zeros((0,), dtype), *(split.mean(a, t, current).astype(dtype) for a in own.atoms)])
         E = E.at[t].set(Et)
-        gram = lambda k: jnp.concatenate(  # noqa: E731
-            [jnp.concatenate([atoms(a, b, k) for b in others[k].atoms], -1) for a in own.atoms], -2  # type: ignore[list-item]
-        ).astype(dtype) if own.atoms and others[k].atoms else jnp.zeros(
-            (others[k].stage.loop.length, n, others[k].columns - 1 - others[k].carries), dtype
-        )  # fmt: skip
+
+        def gram(k: int) -> Array:
+            table: list[list[Any]] = [[atoms(a, b, k) for b in others[k].atoms] for a in own.atoms]
+            if not table or not table[0]:
+                shape = (others[k].stage.loop.length, n, others[k].columns - 1 - others[k].carries)
+                return jnp.zeros(shape, dtype)
+            return jnp.concatenate([jnp.concatenate(row, -1) for row in table], -2).astype(dtype)
+
         after = [
             x
             for x, y in zip(stage.loop.carries, stage.loop.nexts, strict=True)
@@ -553,4 +452,4 @@ def table(gram: Gram, left: Conditional, right: Conditional, a: Node, b: Node) -
     return jnp.moveaxis(total, 1, 2).reshape(T, *a.shape[1:], S, *b.shape[1:])
 
 
-__all__ = ["Conditional", "drawable", "expected", "simulate", "table"]
+__all__ = ["Conditional", "expected", "simulate", "table"]

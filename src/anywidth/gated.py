@@ -19,11 +19,12 @@ from anywidth import conditional
 from anywidth.cells import base, pure, read, size, timed
 from anywidth.conditional import Conditional
 from anywidth.expect import methods
+from anywidth.expect.atoms import Generic
 from anywidth.frames import Loop
 from anywidth.inner import ZERO, Gram, add, scaled
 from anywidth.kets import Carry, Const, Contract, Graph, Node, Pointwise, Product, Sum, View
 from anywidth.paths import Path, Stage, mean_outer, simulate
-from anywidth.split import Blame, NoSplit, Split
+from anywidth.split import Blame, NoSplit, Split, drawable
 from anywidth.tangents import slopes
 from anywidth.views import Index, ViewMap
 
@@ -171,31 +172,33 @@ def stage(gram: Gram, loop: Loop) -> Stage:
 
 def given(gram: Gram, one: Loop, two: Loop, a: Node, b: Node) -> tuple[Conditional, Conditional] | None:
     """Both loops given what has to be sampled, if anything can be integrated and a and b are what this serves."""
-    splits = [_split(gram, loop) for loop in (one, two)]
-    if splits[0] is None or splits[1] is None:
+    mine, other = _split(gram, one), _split(gram, two)
+    if mine is None or other is None:
         return None
     try:
-        splits[0].outer(a, True)
-        splits[1].outer(b, True)
+        mine.outer(a, True)
+        other.outer(b, True)
     except Blame:
         return None
-    first = lambda: conditional.simulate(splits[0], _normals(splits[0], 0))  # noqa: E731
+    first = lambda: conditional.simulate(mine, _normals(mine, 0))  # noqa: E731
     if one is two:
         left = _once(gram, ("alone", id(one)), ("alone",), first)
         return left, left
-    if not _once(gram, ("drawable", id(one), id(two)), ("drawable",), lambda: conditional.drawable(*splits)):
+    if not _once(gram, ("drawable", id(one), id(two)), ("drawable",), lambda: drawable(mine, other)):
         return None
     left = _once(gram, ("alone", id(one)), ("alone",), first)
-    second = lambda: conditional.simulate(splits[1], _normals(splits[1], 1), left)  # noqa: E731
+    second = lambda: conditional.simulate(other, _normals(other, 1), left)  # noqa: E731
     return left, _once(gram, ("pair", id(one), id(two)), ("pair",), second)
 
 
 def _split(gram: Gram, loop: Loop) -> Split | None:
     def run() -> Split | None:
         try:
-            return Split(stage(gram, loop))
+            found = Split(stage(gram, loop))
         except NoSplit:
             return None
+        generic = any(isinstance(f, Generic) for atom in found.atoms for _, f in atom.factors)
+        return None if generic else found  # a quadrature for each pair of steps takes longer than more paths
 
     return _once(gram, ("split", id(loop)), ("split",), run)
 

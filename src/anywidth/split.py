@@ -273,7 +273,33 @@ class Split:
         return out
 
 
-def _components(nodes: Sequence[Node], links: Iterable[tuple[Node, Node]]) -> dict[Node, int]:
+def drawable(one: Split, two: Split) -> bool:
+    """Whether the families of two loops lie within one another and are treated alike."""
+    nodes = [*((1, u) for u in one.stage.gaussians), *((2, u) for u in two.stage.gaussians)]
+    links = [((1, u), (1, v)) for u, v in one.stage.couplings] + [((2, u), (2, v)) for u, v in two.stage.couplings]
+    links += [
+        ((1, u), (2, v))
+        for u in one.stage.gaussians
+        for v in two.stage.gaussians
+        if one.stage.asked(two.stage, u, v)[0]
+    ]
+    joined = _components(nodes, links)
+    for number, own in ((1, one), (2, two)):
+        mine = {(joined[number, u], own.family[u]) for u in own.stage.gaussians}
+        if len({j for j, _ in mine}) < len(mine):
+            return False
+    kind = lambda number, own: {  # noqa: E731
+        joined[number, u]: (u in own.sampled, any(u is v for a in own.atoms for v, _ in a.factors))
+        for u in own.stage.gaussians
+    }
+    a, b = kind(1, one), kind(2, two)
+    sampled = all(a[j][0] == b[j][0] for j in a.keys() & b.keys())
+    inside = [{j for j, (_, i) in k.items() if i} for k in (a, b)]
+    outside = [{j for j, (s, i) in k.items() if not s and not i} for k in (a, b)]
+    return sampled and not inside[0] & outside[1] and not inside[1] & outside[0]
+
+
+def _components(nodes: Sequence[Any], links: Iterable[tuple[Any, Any]]) -> dict[Any, int]:
     family = {u: i for i, u in enumerate(nodes)}
     for u, v in links:
         old, new = family[u], family[v]
