@@ -72,9 +72,7 @@ case(two_levels_of_one_weight, start="random")
 case(decay_and_trained_gain, vectors=(("a", 0.5, 0.0), ("g", 0.0, 1.0), ("b", 0.3, 0.0)), start="random")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "two_carries" else pytest.mark.long) for name in CASES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) for name in CASES])
 def test_against_the_exact_kernel(name):
     """The same input on both sides, and sequences of different lengths."""
     loop, unrolled = CASES[name]

@@ -91,7 +91,7 @@ def theory(net, tol=3e-4):
     return np.array([[float(v) for v in (r.nngp, r.ntk)] for r in (k(X[0], X[1]), k(X[0], X[0]))])
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_against_simulation_as_both_widths_grow(causal):
     net = direct(causal)
     limit = theory(net)

@@ -275,7 +275,14 @@ def test_the_table_is_complete():
     assert set(REFERENCE) == set(NETWORKS)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+LONG = {  # to compile
+    "mlp_gabor", "mlp_tanh", "image_resize_linear_gap", "concatenated_branches", "wide_resnet_block", "conv3d_same_gap",
+    "avg_pool_overlapping_flatten", "conv2d_circular_gap", "residual_cnn_gap", "conv2d_strided_gap",
+}  # fmt: skip
+assert set(NETWORKS) >= LONG
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in NETWORKS])
 def test_against_neural_tangents(name):
     body, x = NETWORKS[name]
     kernel = aw.kernels(network(body, jax.tree.map(lambda a: a[0], x)))

@@ -52,7 +52,7 @@ def test_rnn(name, variances, pool, dtype):
 
 
 @mostly_double
-@pytest.mark.parametrize("pool", ["avg", "last"])
+@pytest.mark.parametrize("pool", ["avg", pytest.param("last", marks=pytest.mark.long)])
 def test_rnn_on_sequences_of_different_lengths(pool, dtype):
     data = load("rnn")
     tokens = data["var_537_tokens"].astype(dtype)

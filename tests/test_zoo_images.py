@@ -49,7 +49,7 @@ def test_theory_against_simulation(name):
     assert (np.abs(value - wanted) < 4 * error + 0.02 * np.abs(wanted).max()).all(), (value, error, wanted)
 
 
-SLOW = {"resnet", "unet", "cnn_erf_valid"}  # to compile
+SLOW = {"resnet", "unet", "cnn_erf_valid", "vit", "gcn_nodes"}  # to compile
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in SLOW else n for n in NETWORKS])

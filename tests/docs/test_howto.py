@@ -30,7 +30,12 @@ def session(tmp_path, monkeypatch):
     return {"aw": aw, "jax": jax, "jnp": jnp, "net": net, "x": x, "y": y, "z": z, "X": jnp.stack([x, z])}
 
 
-@pytest.mark.parametrize("path", HOWTO, ids=lambda p: p.stem)
+LONG = {"cells"}  # to compile
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=[pytest.mark.long] if p.stem in LONG else [], id=p.stem) for p in HOWTO]
+)
 def test_howto(path, session):
     before = jax.config.jax_enable_x64
     try:

@@ -7,7 +7,7 @@ import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 NOTEBOOKS = [*sorted(p for p in (DOCS / "notebooks").glob("*.md") if p.stem != "index"), DOCS / "tutorial.md"]
-LONG = {"lstm-ntk"}  # over a minute: `make long`, and the site's build, run it
+LONG = {"lstm-ntk", "your-own"}  # over a minute: `make long`, and the site's build, run it
 jupytext = pytest.importorskip("jupytext")
 
 

@@ -116,7 +116,7 @@ def test_one_integral_and_two(f, g, s, t, eps):
     arrays = S, S, S, *(jnp.float64(z) for z in (0.2, 0.2, eps, eps))
     tangents = E + E.T, D, E, *(jnp.float64(z) for z in (0.1, -0.3, 0.2, 0.7))
     one = lambda *args: coinciding.pair_with_itself(f, g, s, t, True, *args)
-    two = lambda *args: normalised._double(f, g, s, t, *args, True)
+    two = lambda *args: normalised._double(f, g, s, t, True, *args)
 
     @jax.jit
     def along(which):
