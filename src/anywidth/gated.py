@@ -2,8 +2,9 @@
 
 A loop is gated if a state of its own goes, not Gaussian, into a nonlinear function of its body: then the inner products
 of the states before a step do not determine those after it. Here requests for inner products of such states are
-recognised and answered for all steps t and s at once: values from the paths of both loops (`paths.py`), and the
-derivative in epsilon from the covariances of their tangents (`tangents.py`).
+recognised and answered for all steps t and s at once. Values come from what has to be sampled alone, the rest being
+integrated given it (`split.py`, `conditional.py`), where that takes closed forms only; otherwise from the paths of both
+loops (`paths.py`). The derivative in epsilon comes from the covariances of their tangents (`tangents.py`).
 """
 
 from __future__ import annotations
