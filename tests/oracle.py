@@ -33,12 +33,19 @@ SETTINGS = {
 }
 QUICK = ((64, 256), (800, 200))  # for those of `strangers.py`
 SETTINGS |= {c.name: ((64, 256), (800, 240)) for c in networks.with_kind("several")}
+SETTINGS |= {c.name: ((16, 48), (1200, 400)) for c in networks.with_kind("heads")}  # of as many heads
+SETTINGS |= {"heads_with_positions": ((12, 24), (1200, 200)), "rotary_embeddings_of_few_frequencies": QUICK}
 CHUNK = 2**23  # parameters in flight
 CACHE = pathlib.Path(__file__).parent / "oracle_cache"
 
 
 def is_normal(leaf) -> bool:
     return isinstance(leaf, networks.Normal)
+
+
+def finite(case):
+    """The network of one width."""
+    return case.net.along(lambda n: n) if case.net.second_width else case.net
 
 
 def draw(net, width: int, count: int, rng) -> object:
@@ -63,8 +70,8 @@ def flat(case, output):
 
 def measurement(case, width):
     """A function of the stacked draws: for each, the kernels of the two pairs."""
-    variances = [float(leaf.var) for leaf in jax.tree.leaves(case.net.init(width), is_leaf=is_normal)]
-    tree = jax.tree.structure(case.net.init(width), is_leaf=is_normal)
+    variances = [float(leaf.var) for leaf in jax.tree.leaves(finite(case).init(width), is_leaf=is_normal)]
+    tree = jax.tree.structure(finite(case).init(width), is_leaf=is_normal)
     marks = jax.tree.unflatten(tree, list(range(len(variances))))
     readout = set() if case.readout is None else set(jax.tree.leaves(case.readout(marks)))
 
@@ -89,12 +96,12 @@ def measurement(case, width):
 def simulate(case, width: int, seeds: int) -> dict:
     """Mean and standard error over `seeds` draws: {"xy": {"ntk": (mean, error), "nngp": …, "raw": …}, "xx": …}."""
     measure, readout = measurement(case, width)
-    leaves = jax.tree.leaves(case.net.init(width), is_leaf=is_normal)
+    leaves = jax.tree.leaves(finite(case).init(width), is_leaf=is_normal)
     chunk = max(1, min(seeds, CHUNK // (sum(np.prod(leaf.shape, dtype=int) for leaf in leaves) or 1)))
     while seeds % chunk:
         chunk -= 1
     rng = np.random.default_rng([width, *case.name.encode()])
-    parts = [jax.device_get(measure(draw(case.net, width, chunk, rng))) for _ in range(seeds // chunk)]
+    parts = [jax.device_get(measure(draw(finite(case), width, chunk, rng))) for _ in range(seeds // chunk)]
     samples = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
     if not readout:
         for kernels in samples.values():

@@ -1,4 +1,4 @@
-"""The networks of the zoo over images and graphs: theory against simulation, and what every kernel has to be."""
+"""The networks of the zoo over images, graphs and tokens: theory against simulation, and what every kernel has to be."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from anywidth import zoo
 rng = np.random.default_rng(7)
 IMAGES = rng.normal(size=(3, 4, 4, 2))
 EDGES = np.triu(rng.uniform(size=(3, 5, 5)) < 0.5, 1).astype(float)
+TOKENS = rng.normal(size=(3, 2, 3))
 GRAPHS = (EDGES + EDGES.transpose(0, 2, 1), rng.normal(size=(3, 5, 2)))
 
 NETWORKS = {
@@ -22,6 +23,8 @@ NETWORKS = {
     "gcn": (zoo.gcn(2), GRAPHS),
     "gcn_nodes": (zoo.gcn(2, pool="none"), GRAPHS),
     "vit": (zoo.vit(2, (4, 4), patch=2), IMAGES),
+    "attention": (zoo.attention(3), TOKENS),
+    "attention_transformer": (zoo.attention(3, block="transformer", causal=True), TOKENS),
 }
 
 
@@ -31,6 +34,7 @@ def example(X, i):
 
 def simulated(net, x, y, n, seeds):
     """The mean of the empirical NTK over draws, and its standard error."""
+    net = net.along(lambda n: n) if net.second_width else net
     one = jax.jit(lambda key: aw.empirical_ntk(net)(net.sample(key, n, dtype=jnp.float64), x, y))
     found = np.array([one(key) for key in jax.random.split(jax.random.key(0), seeds)])
     return found.mean(0), found.std(0, ddof=1) / np.sqrt(seeds)
@@ -42,14 +46,15 @@ def test_theory_against_simulation(name):
     net, X = NETWORKS[name]
     x, y = example(X, 0), example(X, 1)
     wanted = np.asarray(aw.ntk(net)(x, y))
-    small, big = (simulated(net, x, y, n, seeds) for n, seeds in ((32, 96), (96, 32)))
+    sizes = ((8, 400), (24, 100)) if net.second_width else ((32, 96), (96, 32))
+    small, big = (simulated(net, x, y, n, seeds) for n, seeds in sizes)
     value = (3 * big[0] - small[0]) / 2  # what is of order 1/n dies out
     error = np.hypot(3 * big[1], small[1]) / 2
     assert (error < 0.1 * np.abs(wanted).max()).all()
     assert (np.abs(value - wanted) < 4 * error + 0.02 * np.abs(wanted).max()).all(), (value, error, wanted)
 
 
-SLOW = {"resnet", "unet", "cnn_erf_valid", "vit", "gcn_nodes"}  # to compile
+SLOW = {"resnet", "unet", "cnn_erf_valid", "vit", "gcn_nodes", "attention", "attention_transformer"}  # to compile
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in SLOW else n for n in NETWORKS])

@@ -276,6 +276,10 @@ def compare(it: Interpreter, x: Part, y: Part, **params: Any) -> Part:
     if isinstance(x, Ket) and isinstance(y, Ket) and x.node is y.node and x.layout == y.layout and name in COMPARE:
         return _truth(x, name in ("eq", "le", "ge"))
     values = [x, y]
+    if name in ("max", "min"):
+        for v, other in ((x, y), (y, x)):
+            if isinstance(v, Det) and v.known and (v.val == (-np.inf if name == "max" else np.inf)).all():
+                return other
     powers = {v.power for v in values if not (isinstance(v, Det) and v.zero)}
     if len(powers) > 1:
         raise NoLimitError(f"'{name}' compares quantities of different orders, n^{max(powers)} and n^{min(powers)}")
@@ -330,6 +334,8 @@ def _select(which: Any, cases: Sequence[Any]) -> Any:
 @register(*NONLINEAR)
 def nonlinear(it: Interpreter, *values: Part, **params: Any) -> Part:
     name = it.eqn.name
+    if len(values) == 1 and (constant := _vanished(it, values[0], params)) is not None:
+        return constant
     values = tuple(_of_order_one(it, x) for x in values)
     known = [it.settled(x) for x in values if isinstance(x, Det)]
     if len(known) == len(values):
@@ -338,6 +344,18 @@ def nonlinear(it: Interpreter, *values: Part, **params: Any) -> Part:
         low, x, high = values
         return it.pointwise("min", {}, [it.pointwise("max", {}, [x, low]) if not isinstance(x, Det) else x, high])
     return it.pointwise(name, params, list(values))
+
+
+def _vanished(it: Interpreter, x: Part, params: dict[str, Any]) -> Det | None:
+    """f(0) of what vanishes with the width, where it is the leading order (exp(s) of scores that vanish is one)."""
+    if not isinstance(x, Ket) or x.power >= 0 or is_zero(x.node):
+        return None
+    value = _bind(it, params, [np.zeros((), it.eqn.outputs[0].dtype)])
+    if not np.isfinite(value) or value == 0:
+        return None
+    it.dropped += [(leaf, x.power, it.eqn) for leaf in x.node.leaves]
+    ones = np.full([1 if is_wide(s) else finite(s) for s in x.shape], value, value.dtype)
+    return Det(ones, ZERO_POWER, x.shape, noise=x.power, line=it.eqn)
 
 
 def _of_order_one(it: Interpreter, x: Part) -> Part:

@@ -8,6 +8,7 @@ added as `h + b` with `b ~ N(0, varb)`. `varb=None` means that there are no bias
 start at zero and are trained, which adds to the NTK and not to the NNGP.
 """
 
+from anywidth.zoo.attention import attention
 from anywidth.zoo.batchnorm import batchnorm_mlp
 from anywidth.zoo.cnn import cnn, resnet
 from anywidth.zoo.gates import glu_mlp, highway
@@ -22,6 +23,7 @@ from anywidth.zoo.unet import unet
 from anywidth.zoo.vit import vit
 
 __all__ = [
+    "attention",
     "batchnorm_mlp",
     "cnn",
     "gcn",
