@@ -73,50 +73,51 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
     exact: set[Any] = set()  # the shapes of examples for which nothing is sampled
     whole: set[Any] = set()  # those for which the points are held all at once
 
-    def estimates(x: Any, y: Any, count: Any) -> tuple[Any, Any]:
+    def estimates(x: Any, y: Any, count: Any, rotations: Any) -> tuple[Any, Any, Any]:
         used = False
 
         def one(number: Any) -> Any:
             nonlocal used
-            sampler = Sampler(count, number, accuracy.seed)
+            sampler = Sampler(count, number, accuracy.seed, rotations=rotations)
             out = run(x, y, sampler)
             used |= sampler.used
-            return out
+            return out, sampler.found
 
         numbers = jnp.arange(RANDOMISATIONS)
         at_once = not isinstance(count, int) or count <= TOGETHER or _key(x, y) not in whole
-        values = jax.vmap(one)(numbers) if at_once else jax.lax.map(one, numbers)
+        values, found = jax.vmap(one)(numbers) if at_once else jax.lax.map(one, numbers)
         if not used:
             exact.add(_key(x, y))
             value = jax.tree.map(lambda a: a[0], values)
-            return value, jax.tree.map(jnp.zeros_like, value)
+            return value, jax.tree.map(jnp.zeros_like, value), {}
         mean = jax.tree.map(lambda a: a.mean(0), values)
         error = jax.tree.map(lambda a: a.std(0, ddof=1) / math.sqrt(RANDOMISATIONS), values)
-        return mean, error
+        return mean, error, jax.tree.map(lambda a: a.mean(0), found)
 
-    fixed = jax.jit(lambda x, y: estimates(x, y, accuracy.count(accuracy.points)))
+    fixed = jax.jit(lambda x, y: estimates(x, y, accuracy.count(accuracy.points), {})[:2])
     counted = jax.jit(estimates)
     compiled = jax.jit(estimates, static_argnums=2)
 
-    def growing(x: Any, y: Any, count: int) -> tuple[Any, Any]:
+    def growing(x: Any, y: Any, count: int, rotations: Any) -> tuple[Any, Any, Any]:
         if _key(x, y) not in whole:
             try:
-                return counted(x, y, jnp.int32(count))
+                return counted(x, y, jnp.int32(count), rotations)
             except FixedCount:
                 whole.add(_key(x, y))
-        return compiled(x, y, count)
+        return compiled(x, y, count, rotations)
 
     def adaptive(x: Any, y: Any) -> tuple[Any, Any]:
         last = accuracy.count(accuracy.budget)
         count = min(LEAST * 2, last)
         scale: Any = None
+        rotations: Any = {}
         while True:
-            value, error = growing(x, y, count)
+            value, error, found = growing(x, y, count, rotations)
             if _key(x, y) in exact or any(map(_compat.is_tracer, jax.tree.leaves(value))):
                 return value, error
             excess = _excess(error, value) / accuracy.tol
             if excess > 1:
-                scale = own_scale(x, y) if scale is None else scale
+                scale = own_scale(x, y, len(jax.tree.leaves(value))) if scale is None else scale
                 excess = _excess(error, value, scale) / accuracy.tol
             if not excess > 1 or count >= last:
                 if excess > 1:
@@ -128,14 +129,16 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
                         stacklevel=4,
                     )
                 return value, error
+            # the points' first dimensions are the best: they go where the variance is
+            rotations = rotations or {k: np.linalg.svd(L)[2].T for k, L in found.items()}
             # errors of these points fall faster than the root of their number
             count = min(count * 2 ** min(max(math.ceil(math.log2(excess) * 1.2), 1), 6), last)
 
-    def own_scale(x: Any, y: Any) -> list[float]:
+    def own_scale(x: Any, y: Any, leaves: int) -> list[float]:
         """The root of K(x, x) K(y, y) for each leaf, to a digit or two, for examples of one shape."""
         if _key(x, x) != _key(y, y):
-            return [0.0] * len(jax.tree.leaves(jax.eval_shape(lambda a, b: growing(a, b, LEAST)[0], x, y)))
-        own = [growing(e, e, LEAST)[0] for e in (x, y)]
+            return [0.0] * leaves
+        own = [growing(e, e, LEAST, {})[0] for e in (x, y)]
         return [
             math.sqrt(float(np.abs(p).max()) * float(np.abs(q).max()))
             for p, q in zip(*map(jax.tree.leaves, own), strict=True)

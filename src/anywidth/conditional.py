@@ -26,12 +26,12 @@ from jax import lax
 
 from anywidth import paths, split
 from anywidth.cells import covariance, size
-from anywidth.inner import ZERO, Gram
+from anywidth.inner import ZERO
 from anywidth.kets import Node
 from anywidth.paths import Factor
 from anywidth.recursions import sealed
 from anywidth.split import Atom, Part, Split
-from anywidth.vectors import Given
+from anywidth.vectors import Given, dot
 
 Array = Any
 
@@ -81,9 +81,9 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
             dict(zip(places, stored, strict=True)),
             dict(zip(own.integrated, q, strict=True)),
         )
-        fresh = dict(zip(own.drawn, _split(own, z), strict=True))
+        fresh = dict(zip(own.drawn, drawn_apart(own, z), strict=True))
         body = Given(stage.gram.graph, stage.loop, t, {}, {}, own, M)
-        for x, value in zip(_numbers(own), numbers, strict=True):
+        for x, value in zip(numbers_of(own), numbers, strict=True):
             body.known[x] = value
         cov: dict[Any, Array] = {}  # (u, v, which): (S, k, k')
         done: set[Node] = set()
@@ -120,8 +120,8 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
             total: Any = 0.0
             for i, p in enumerate(parts[x]):
                 a = stored[x, i][t]
-                low = a[:, 0] + jnp.einsum("kcm,cm->km", a[:, 1:], m[t])  # <a, 1>
-                high = a[:, 0][None, :, None] * means[:S, None] + jnp.einsum("kcm,scdm->skdm", a[:, 1:], H[:S])
+                low = a[:, 0] + dot(a[:, 1:], m[t][None], 1)  # <a, 1>
+                high = a[:, 0][None, :, None] * means[:S, None] + dot(a[None, :, 1:, None], H[:S, None], 2)
                 for j, r in enumerate(theirs):
                     b = there[y, j]
                     value = (
@@ -212,7 +212,7 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
         )])  # fmt: skip
         B = B.at[t].set(Bt)
         b0, bh, ba = Bt[:, 0], Bt[:, 1 : 1 + c], Bt[:, 1 + c :]
-        m = m.at[t + 1].set(b0 + jnp.einsum("cdm,dm->cm", bh, m[t]) + jnp.einsum("cnm,n->cm", ba, Et))
+        m = m.at[t + 1].set(b0 + dot(bh, m[t][None], 1) + dot(ba, Et[None, :, None], 1))
         new_rows = []
         for k in range(len(others)):
             H, A = rows[k]
@@ -223,9 +223,9 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
                 A = A.at[:, :, t].set(jnp.moveaxis(Q[:, :, t], 0, 1))
                 H = H.at[t + 1].set(jnp.swapaxes(advance(Bt, m[t], H[t], Q[:, :, t]), 0, 1))
             new_rows.append(
-                (jax.vmap(lambda h, mm, qq: advance(Bt, mm, h, qq))(H, ms, jnp.moveaxis(Q, 2, 0)), _along(Bt, Es, A, K))
+                (jax.vmap(lambda h, mm, qq: advance(Bt, mm, h, qq))(H, ms, jnp.moveaxis(Q, 2, 0)), along(Bt, Es, A, K))
             )
-        numbers_after = [stage.sample(body, nexts[x], M) for x in _numbers(own)]
+        numbers_after = [stage.sample(body, nexts[x], M) for x in numbers_of(own)]
         drawn = jnp.concatenate([jnp.zeros((0, M), dtype), *(body.known[u].reshape(size(u), M) for u in own.drawn)])
         kept = {key: cov[key] for key in cov if key[0] in own.integrated}
         keys[:] = list(kept)
@@ -279,8 +279,8 @@ def across(E: Array, K: Array, B: Array, means: Array) -> Array:
 
     def over_s(q: Array, at: Any) -> Any:
         Ks, Bs = at
-        new = E[:, None, None] * Bs[None, :, 0] + jnp.einsum("ncm,dcm->ndm", q, Bs[:, 1 : 1 + c])
-        new = new + jnp.einsum("nk,dkm->ndm", Ks, Bs[:, 1 + c :])
+        new = E[:, None, None] * Bs[None, :, 0] + dot(q[:, None], Bs[None, :, 1 : 1 + c], 2)
+        new = new + dot(Ks[:, None, :, None], Bs[None, :, 1 + c :], 2)
         return new, new
 
     start = E[:, None, None] * means[0][None]
@@ -291,19 +291,20 @@ def across(E: Array, K: Array, B: Array, means: Array) -> Array:
 def advance(B: Array, mean: Array, H: Array, Q: Array) -> Array:
     """<h_t, h'> from <1, h'> (c', M), <h_{t-1}, h'> (c, c', M) and <psi_t, h'> (n, c', M)."""
     c = B.shape[0]
-    value = B[:, 0][:, None] * mean[None] + jnp.einsum("cdm,dem->cem", B[:, 1 : 1 + c], H)
-    return value + jnp.einsum("cnm,nem->cem", B[:, 1 + c :], Q)
+    value = B[:, 0][:, None] * mean[None] + dot(B[:, 1 : 1 + c, None], H[None], 1)
+    return value + dot(B[:, 1 + c :, None], Q[None], 1)
 
 
-def _along(B: Array, E: Array, A: Array, K: Array) -> Array:
+def along(B: Array, E: Array, A: Array, K: Array) -> Array:
     """<h_t, psi'_s> for all s: (c, n', S, M)."""
     c = B.shape[0]
     value = B[:, 0][:, None, None] * jnp.moveaxis(E, 0, 1)[None, :, :, None]
-    value = value + jnp.einsum("cdm,dnsm->cnsm", B[:, 1 : 1 + c], A)
-    return value + jnp.einsum("ckm,skn->cnsm", B[:, 1 + c :], K)
+    value = value + dot(B[:, 1 : 1 + c, None, None], A[None], 1)
+    return value + dot(B[:, 1 + c :, None, None], jnp.transpose(K, (1, 2, 0))[None, ..., None], 1)
 
 
-def _numbers(own: Split) -> list[Node]:
+def numbers_of(own: Split) -> list[Node]:
+    """The carries that are numbers given what is sampled."""
     return [x for x in own.stage.carried if x in own.numbers]
 
 
@@ -312,7 +313,8 @@ def _starts(own: Split, M: int, vectors: bool) -> list[Array]:
     return [v for x, v in values if (x in own.numbers) is not vectors]
 
 
-def _split(own: Split, z: Array) -> list[Array]:
+def drawn_apart(own: Split, z: Array) -> list[Array]:
+    """(K, M) as one array for each Gaussian that is drawn."""
     ends = np.cumsum([size(u) for u in own.drawn])
     return list(jnp.split(z, ends[:-1])) if len(ends) else []
 
@@ -335,7 +337,7 @@ def _expected(own: Split, parts: list[Part], rows: list[Array], mean: Array, var
     total: Any = 0.0
     for p, a in zip(parts, rows, strict=True):
         c = mean.shape[0]
-        value = (a[:, 0] + jnp.einsum("kcm,cm->km", a[:, 1 : 1 + c], mean)).mean(-1)
+        value = (a[:, 0] + dot(a[:, 1 : 1 + c], mean[None], 1)).mean(-1)
         if p.atom is not None:
             value = value * split.mean(p.atom, t, {u: variances[u][t] for u, _ in p.atom.factors})
         total = total + value
@@ -351,105 +353,4 @@ def _all_expected(own: Split, y: Node, stored: Any, means: Array, variances: Any
     return jax.vmap(one)(jnp.arange(T))
 
 
-# --- what leaves the loop -----------------------------------------------------------------------------------------
-
-
-def values(gram: Gram, p: Conditional, x: Node) -> list[Array]:
-    """The parts of a node at all steps, (T, k, columns, M), atoms of the carries among the columns."""
-    own, M = p.split, p.drawn.shape[-1]
-    parts = own.outer(x, True)
-
-    def at(a: Any) -> Any:
-        t, numbers, drawn = a
-        body = Given(gram.graph, own.stage.loop, t, {}, {}, own, M)
-        body.known |= dict(zip(_numbers(own), numbers, strict=True))
-        body.known |= {u: v.reshape(*u.shape[1:], M) for u, v in zip(own.drawn, _split(own, drawn), strict=True)}
-        return [body.rows(x, part, _inside(own, part)) for part in parts]
-
-    return lax.map(at, (jnp.arange(own.stage.loop.length), p.numbers, p.drawn))
-
-
-def _inside(own: Split, p: Part) -> bool:
-    return p.atom is not None and any(a.key == p.atom.key for a in own.atoms)
-
-
-def expected(gram: Gram, p: Conditional, x: Node) -> Array:
-    """E[x_t] for all t, (T, F...)."""
-    own = p.split
-    c = own.carries
-    total: Any = 0.0
-    for part, a in zip(own.outer(x, True), values(gram, p, x), strict=True):
-        value = a[:, :, 0] + jnp.einsum("tkcm,tcm->tkm", a[:, :, 1 : 1 + c], p.means[:-1])
-        value = (value + jnp.einsum("tknm,tn->tkm", a[:, :, 1 + c :], p.atoms)).mean(-1)
-        if part.atom is not None and not _inside(own, part):
-            one = lambda t: split.mean(part.atom, t, {u: p.variances[u][t] for u, _ in part.atom.factors})  # noqa: B023, E731
-            value = value * jax.vmap(one)(jnp.arange(own.stage.loop.length))
-        total = total + value
-    return total.reshape(-1, *x.shape[1:])
-
-
-def table(gram: Gram, left: Conditional, right: Conditional, a: Node, b: Node) -> Array:
-    """E[a_t b_s] for all t and s, (T, F..., S, F'...); `right` is `left` or was drawn given it."""
-    one, two = left.split, right.split
-    T, S = one.stage.loop.length, two.stage.loop.length
-    M, dtype, c, d = left.drawn.shape[-1], one.stage.dtype, one.carries, two.carries
-    linked = {(u, v): one.stage.asked(two.stage, u, v)[0] for u in one.integrated for v in two.integrated}
-
-    def cov(u: Node, v: Node) -> Array:
-        return left.own[u, v] if left is right else jnp.transpose(right.cross[v, u], (1, 0, 3, 2))
-
-    def atoms(x: Atom | None, y: Atom | None) -> Array:
-        """E[x_t y_s]: (T, S, k, k')."""
-        x, y = x or Atom(()), y or Atom(())
-        known = {(u, v): cov(u, v) for u, _ in x.factors for v, _ in y.factors if linked[u, v]}
-
-        def cell(t: Any, s: Any) -> Array:
-            both = {u: left.variances[u][t] for u, _ in x.factors}, {v: right.variances[v][s] for v, _ in y.factors}
-            return split.inner(x, y, t, s, both, lambda u, v: linked[u, v], lambda u, v: known[u, v][t, s]).astype(
-                dtype
-            )
-
-        return jax.vmap(jax.vmap(cell, (None, 0)), (0, None))(jnp.arange(T), jnp.arange(S))
-
-    K = jnp.zeros((T, S, one.columns - 1 - c, two.columns - 1 - d), dtype)
-    if one.atoms and two.atoms:
-        K = jnp.concatenate([jnp.concatenate([atoms(x, y) for y in two.atoms], -1) for x in one.atoms], -2)
-    parts = one.outer(a, True), two.outer(b, True)
-    rows = values(gram, left, a), values(gram, right, b)
-
-    def step(state: Any, at: Any) -> Any:
-        H, A = state
-        B, Et, Kt, mean, here = at
-        Q = across(Et, Kt, right.steps, right.means)
-        out = []
-        for x in here:  # <x, x'_s>, (k, columns', M) for all s
-            h, p = x[:, 1 : 1 + c], x[:, 1 + c :]
-            low = x[:, 0] + jnp.einsum("kcm,cm->km", h, mean) + jnp.einsum("knm,n->km", p, Et)
-            mid = x[:, 0][None, :, None] * right.means[:S, None] + jnp.einsum("kcm,scdm->skdm", h, H[:S])
-            mid = mid + jnp.einsum("knm,ndsm->skdm", p, Q[:, :, :S])
-            high = x[:, 0][None, :, None] * right.atoms[:, None, :, None] + jnp.einsum("kcm,cnsm->sknm", h, A)
-            high = high + jnp.einsum("knm,snl->sklm", p, Kt)
-            for y in rows[1]:
-                value = jnp.einsum("km,slm->skl", low, y[:, :, 0]) + jnp.einsum(
-                    "skdm,sldm->skl", mid, y[:, :, 1 : 1 + d]
-                )
-                out.append((value + jnp.einsum("sknm,slnm->skl", high, y[:, :, 1 + d :])) / M)
-        H = jax.vmap(lambda h, mm, qq: advance(B, mm, h, qq))(H, right.means, jnp.moveaxis(Q, 2, 0))
-        return (H, _along(B, right.atoms, A, Kt)), out
-
-    first = left.means[0]
-    start = (
-        first[None, :, None] * right.means[:, None],
-        first[:, None, None] * jnp.moveaxis(right.atoms, 0, 1)[None, :, :, None],
-    )
-    _, out = lax.scan(step, start, (left.steps, left.atoms, K, left.means[:-1], rows[0]))
-    total: Any = 0.0
-    for i, p in enumerate(parts[0]):
-        for j, r in enumerate(parts[1]):
-            value = out[i * len(parts[1]) + j]
-            outer = [None if _inside(own, x) else x.atom for own, x in ((one, p), (two, r))]
-            total = total + (value if outer == [None, None] else value * atoms(*outer))
-    return jnp.moveaxis(total, 1, 2).reshape(T, *a.shape[1:], S, *b.shape[1:])
-
-
-__all__ = ["Conditional", "expected", "simulate", "table"]
+__all__ = ["Conditional", "across", "advance", "along", "drawn_apart", "numbers_of", "simulate"]

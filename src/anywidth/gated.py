@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from anywidth import conditional
+from anywidth import conditional, readings
 from anywidth.cells import base, pure, read, size, timed
 from anywidth.conditional import Conditional
 from anywidth.expect import methods
@@ -24,7 +24,7 @@ from anywidth.expect.atoms import Generic
 from anywidth.frames import Loop
 from anywidth.inner import ZERO, Gram, add, scaled
 from anywidth.kets import Carry, Const, Contract, Graph, Node, Pointwise, Product, Sum, View
-from anywidth.paths import Path, Stage, mean_outer, simulate
+from anywidth.paths import Path, Stage, fresh_factor, mean_outer, simulate
 from anywidth.split import Blame, NoSplit, Split, drawable
 from anywidth.tangents import slopes
 from anywidth.views import Index, ViewMap
@@ -120,7 +120,7 @@ def answer(gram: Gram, a: Node, b: Node, eps: bool) -> Any:
         found = given(gram, one.loop, one.loop, one.node, one.node)
         if found is not None:
             mean = _once(
-                gram, ("means", id(one.loop)), (one.node,), lambda: conditional.expected(gram, found[0], one.node)
+                gram, ("means", id(one.loop)), (one.node,), lambda: readings.expected(gram, found[0], one.node)
             )
         else:
             mean = jnp.mean(values(gram, path(gram, one.loop), one.node), -1)
@@ -137,7 +137,7 @@ def answer(gram: Gram, a: Node, b: Node, eps: bool) -> Any:
     split = given(gram, one.loop, two.loop, one.node, two.node)
     if split is not None:
         value = _once(gram, ("tables", id(one.loop), id(two.loop)), (one.node, two.node),
-                      lambda: conditional.table(gram, *split, one.node, two.node))  # fmt: skip
+                      lambda: readings.table(gram, *split, one.node, two.node))  # fmt: skip
     elif one.loop is two.loop:
         only = path(gram, one.loop)
         value = moments(gram, only, only, one.node, two.node)
@@ -181,14 +181,20 @@ def given(gram: Gram, one: Loop, two: Loop, a: Node, b: Node) -> tuple[Condition
         other.outer(b, True)
     except Blame:
         return None
-    first = lambda: conditional.simulate(mine, _normals(mine, 0))  # noqa: E731
+
+    def drawn(own: Split, copy: int, left: Conditional | None = None) -> Conditional:
+        name = _name(gram, "given", *((one, two) if copy else (one,)))
+        normals = own.stage.normals(copy, name, sum(map(size, own.drawn)))
+        return _noted(gram, name, conditional.simulate(own, normals, left), own.stage, own.drawn)
+
+    first = lambda: drawn(mine, 0)  # noqa: E731
     if one is two:
         left = _once(gram, ("alone", id(one)), ("alone",), first)
         return left, left
     if not _once(gram, ("drawable", id(one), id(two)), ("drawable",), lambda: drawable(mine, other)):
         return None
     left = _once(gram, ("alone", id(one)), ("alone",), first)
-    second = lambda: conditional.simulate(other, _normals(other, 1), left)  # noqa: E731
+    second = lambda: drawn(other, 1, left)  # noqa: E731
     return left, _once(gram, ("pair", id(one), id(two)), ("pair",), second)
 
 
@@ -204,8 +210,17 @@ def _split(gram: Gram, loop: Loop) -> Split | None:
     return _once(gram, ("split", id(loop)), ("split",), run)
 
 
-def _normals(split: Split, copy: int) -> Array:
-    return split.stage.normals(copy, sum(map(size, split.drawn)))
+def _name(gram: Gram, how: str, *loops: Loop) -> str:
+    """Of what is drawn for these loops: the same in every run of a network."""
+    order = list(gram.graph.gated)
+    return f"{how} {' '.join(str(order.index(id(x))) for x in loops)}"
+
+
+def _noted(gram: Gram, name: str, drawn: Any, stage: Stage, nodes: list[Node]) -> Any:
+    """What was drawn, its factor noted for a later run."""
+    if not gram.sealed and drawn.factors:
+        gram.graph.sampler.found[name] = fresh_factor(drawn.factors, nodes, stage.loop.length)
+    return drawn
 
 
 def path(gram: Gram, loop: Loop) -> Path:
@@ -213,7 +228,8 @@ def path(gram: Gram, loop: Loop) -> Path:
 
     def run() -> Path:
         own = stage(gram, loop)
-        return simulate(own, own.normals(0))
+        name = _name(gram, "path", loop)
+        return _noted(gram, name, simulate(own, own.normals(0, name)), own, own.gaussians)
 
     return _once(gram, ("path", id(loop)), ("path",), run)
 
@@ -223,7 +239,8 @@ def paths(gram: Gram, one: Loop, two: Loop) -> tuple[Path, Path]:
 
     def run() -> Path:
         own = stage(gram, two)
-        return simulate(own, own.normals(1), path(gram, one))
+        name = _name(gram, "path", one, two)
+        return _noted(gram, name, simulate(own, own.normals(1, name), path(gram, one)), own, own.gaussians)
 
     return path(gram, one), _once(gram, ("paths", id(one), id(two)), ("paths",), run)
 

@@ -238,6 +238,7 @@ def _pair(
     if not any(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves((x, y))):
         dtype = jnp.dtype(jnp.result_type(float))
     sampler.dtype, sampler.used = dtype, False
+    sampler.found.clear()
     graph = Graph(sampler=sampler)
     gram = Gram(graph)
     parameters = read_parameters(net, dtype, lr, sizes)

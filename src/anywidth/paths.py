@@ -18,6 +18,7 @@ Time T^2 M, memory T M; a `lax.scan` over t, so that the time to compile does no
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,14 +225,20 @@ class Stage:
         """How many numbers are drawn at a step."""
         return sum(map(size, self.gaussians))
 
-    def normals(self, copy: int, count: int | None = None) -> Array:
-        """(T, K, M) standard normals: the points' first dimensions belong to the first steps, of both copies."""
+    def normals(self, copy: int, name: str, count: int | None = None) -> Array:
+        """(T, K, M) standard normals: the points' first dimensions belong to the first steps, of both copies.
+
+        Or, where the sampler knows a rotation for what is drawn, to what has the largest variance.
+        """
         sampler: Sampler = self.gram.graph.sampler
         if not isinstance(sampler.count, int):
             raise FixedCount
         T, K = self.loop.length, self.count if count is None else count
         points = normals(sampler.net(2 * T * K), 0, sampler.count, self.dtype)
-        return points.T.reshape(T, 2, K, -1)[:, copy]
+        points = points.T.reshape(T, 2, K, -1)[:, copy]
+        if (Q := sampler.rotations.get(name)) is None:
+            return points
+        return jnp.matmul(Q, points.reshape(T * K, -1), precision="highest").reshape(points.shape)
 
     @property
     def operands(self) -> list[Node]:
@@ -287,6 +294,18 @@ class Factor:
     members: list[Node]
     L: Array  # (N, N), zero columns where there was nothing to draw
     xi: Array  # (N, M)
+
+
+def fresh_factor(factors: Sequence[Factor], drawn: Sequence[Node], T: int) -> Array:
+    """(T K, T K): what the Gaussians of all families are of their own noise, rows and columns as in `normals`."""
+    ends = np.cumsum([0, *map(size, drawn)])
+    places = {u: np.arange(i, j) for u, (i, j) in zip(drawn, itertools.pairwise(ends), strict=True)}
+    K = int(ends[-1])
+    out = jnp.zeros((T * K, T * K), factors[0].L.dtype)
+    for f in factors:
+        index = (np.arange(T)[:, None] * K + np.concatenate([places[u] for u in f.members])).ravel()
+        out = out.at[np.ix_(index, index)].set(f.L[-len(index) :, -len(index) :])
+    return out
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from anywidth import paths
 from anywidth.cells import size, timed
@@ -89,6 +90,18 @@ class Given(Sampled):
         """A part of an operand, its atom left out: (entries, columns, M)."""
         value = self.wide(self.part(p, x.rank - 1, inside))
         return jnp.broadcast_to(value, (*x.shape[1:], *value.shape[-2:])).reshape(size(x), *value.shape[-2:])
+
+
+def dot(a: Array, b: Array, axis: int) -> Array:
+    """The sum of a * b over an axis of few entries, written out; the others are broadcast.
+
+    As one contraction it would be a small matrix product for every sample point, which is slow.
+    """
+    terms = [lax.index_in_dim(a, i, axis, False) * lax.index_in_dim(b, i, axis, False) for i in range(a.shape[axis])]
+    if not terms:
+        shape = np.broadcast_shapes(a.shape, b.shape)
+        return jnp.zeros((*shape[:axis], *shape[axis + 1 :]), jnp.result_type(a, b))
+    return sum(terms[1:], terms[0])
 
 
 def split_index(sampled: Sampled, e: Any) -> Any:

@@ -11,8 +11,8 @@ digits belong to this randomisation, and `average`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -36,7 +36,8 @@ class Sampler:
     """`count` points in each randomisation, of which this run is `number`; both may be traced.
 
     A count that is a Python number allows derivatives backward, one that is traced forward ones only. `used` tells
-    whether anything was sampled.
+    whether anything was sampled. Gaussians u = L z that are drawn one after the other have the same law with Q z for
+    any orthogonal Q; what names them in `rotations` gets that one, and its L is noted in `found` for a later run.
     """
 
     count: Any = 1024
@@ -44,6 +45,8 @@ class Sampler:
     seed: int = 0
     dtype: Any = None
     used: bool = False
+    rotations: Mapping[str, Any] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
 
     def net(self, dimension: int) -> Digits:
         """The digits of the points of some dimension."""
