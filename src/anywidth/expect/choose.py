@@ -2,8 +2,9 @@
 
 Both sides are brought to normal form (`atoms.py`), a sum of products of functions of one Gaussian each and of
 functions of several (`Joint`). The factors of a pair of such products are grouped by dependence, and independent groups
-factorise. A group of one Gaussian is a mean; of one on each side, a closed form (`closed.py`) or quadrature
-(`quadrature.py`); powers of any number of Gaussians follow by Isserlis' theorem; a batch normaliser goes to `batch.py`.
+factorise. A group of one Gaussian is a mean; of two, a closed form (`closed.py`) or quadrature (`quadrature.py`);
+powers of any number of Gaussians, times functions of two more at most, follow by Wick's theorem (`wick.py`); functions
+of linear combinations are functions of one Gaussian (`gather.py`); a batch normaliser goes to `batch.py`.
 Any other group, and no more than that, is sampled (`sampled.py`); where many would have to be, the whole is sampled.
 """
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NeedsUnroll, NoLimitError, UnsupportedError
-from anywidth.expect import batch, closed, methods, quadrature, sampled
+from anywidth.expect import batch, closed, methods, quadrature, sampled, wick
 from anywidth.expect.atoms import (
     IDENTITY,
     Generic,
@@ -33,11 +34,11 @@ from anywidth.expect.atoms import (
     times,
 )
 from anywidth.expect.forms import Normaliser
+from anywidth.expect.gather import gathered
 from anywidth.expr import substituted, variables
 from anywidth.kets import Const, Contract, Fluctuation, Node, Pointwise, Product, Sum, View
 
 FEW_SAMPLED = 6  # so many groups are sampled one by one
-MOST_SLOTS = 10  # the highest degree of a moment by Isserlis' theorem
 
 
 def expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
@@ -49,6 +50,8 @@ def expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
 def _expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
     from anywidth.inner import ZERO, add
 
+    whole = a, b
+    a, b = simplest(gram, a), simplest(gram, b)
     left, right = forms(gram, a), forms(gram, b)
     terms = []
     count = 0
@@ -62,11 +65,19 @@ def _expectation(gram: Any, a: Node, b: Node, eps: bool) -> Any:
             terms.append(term)
             count += term.sampled
             if count > FEW_SAMPLED:
-                return sampled.expectation(gram, a, b, eps)
+                return sampled.expectation(gram, *whole, eps)
     total: Any = ZERO
     for term in terms:
         total = add(total, term.value())
     return total
+
+
+def simplest(gram: Any, node: Node) -> Node:
+    """The same node, written with functions of one Gaussian alone if it can be."""
+    if not isinstance(node, Pointwise) or not any(m.joints for m in forms(gram, node)):
+        return node
+    new = gathered(gram.graph, node)
+    return node if any(m.joints for m in forms(gram, new)) else new
 
 
 def arguments(node: Node) -> tuple[Node, ...]:
@@ -134,14 +145,14 @@ class _Term:
                 return
             except SeveralGaussians:
                 pass
-        items = [item for side in (0, 1) for item in self._items(side)]
+        items = self._merged([item for side in (0, 1) for item in self._items(side)])
         cov: dict[tuple[int, int], Any] = {}
         for i, x in enumerate(items):
             for j in range(i + 1, len(items)):
                 cov[i, j] = self._dependence(x, items[j])
         for group in _groups(len(items), cov):
             members = [items[i] for i in group]
-            self.groups.append((members, lambda i, j, g=group: cov[g[i], g[j]]))
+            self.groups.append((members, lambda i, j, g=group: cov[g[min(i, j)], g[max(i, j)]]))
 
     def _items(self, side: int) -> list[_Item]:
         mono, args = self.monos[side], arguments(self.nodes[side])
@@ -150,6 +161,20 @@ class _Term:
         if mono.norm is not None:
             out.append(new(mono.norm, (mono.norm.argument,)))
         return out + [new(j, tuple(sorted(variables(j.expr)))) for j in mono.joints]
+
+    def _merged(self, items: list[_Item]) -> list[_Item]:
+        """Functions of one and the same Gaussian on both sides as one."""
+        out: list[_Item] = []
+        for x in items:
+            same = [i for i, y in enumerate(out) if x.simple and y.simple and x.nodes[0] is y.nodes[0]]
+            if same:
+                y = out[same[0]]
+                coef, atom = atom_product(y.what, x.what)
+                self.coef = times(self.coef, coef)
+                out[same[0]] = _Item(self.gram, y.side, atom, y.nodes, y.numbers)
+            else:
+                out.append(x)
+        return out
 
     def _dependence(self, x: _Item, y: _Item) -> Any:
         """The covariance, or None of factors that depend on each other in another way."""
@@ -168,7 +193,7 @@ class _Term:
     @property
     def sampled(self) -> int:
         """How many of the groups have to be sampled."""
-        return sum(not _integrable(members) for members, _ in self.groups)
+        return sum(not _integrable(members, cov) for members, cov in self.groups)
 
     def value(self) -> Any:
         from anywidth.inner import ZERO, scaled
@@ -177,9 +202,11 @@ class _Term:
             return scaled(self.coef, self.exact)
         total: Any = self.coef
         for members, cov in self.groups:
-            if _integrable(members):
+            if _integrable(members, cov):
                 key = tuple((m.side, m.nodes[0], atom_key(m.what)) for m in members)
-                compute = lambda m=members, c=cov: _group(self.gram, [(i.side, i.nodes[0], i.what) for i in m], c)
+                compute = lambda m=members, c=cov: _group(
+                    self.gram, [wick.Factor(i.side, i.nodes[0], i.what) for i in m], c
+                )
                 value = _remembered(self.gram, ("group", key, self.eps), compute, members)
             else:
                 value = self._sample(members)
@@ -306,44 +333,35 @@ def _groups(n: int, cov: dict[tuple[int, int], Any]) -> list[list[int]]:
     return [sorted(g) for g in groups]
 
 
-def _integrable(members: list[_Item]) -> bool:
+def _integrable(members: list[_Item], cov: Any) -> bool:
     """Whether `_group` has a rule for such factors."""
     if not all(m.simple for m in members):
         return False
-    if len(members) <= 2 and (len(members) == 1 or members[0].side != members[1].side):
-        return True
-    if len(members) == 2 and members[0].nodes[0] is members[1].nodes[0]:
-        return True
-    return all(monomial(m.what) for m in members) and sum(m.what.k for m in members) <= MOST_SLOTS
+    return len(members) <= 2 or wick.integrable([wick.Factor(m.side, m.nodes[0], m.what) for m in members], cov)
 
 
-def _group(gram: Any, variables: list[Any], cov: Any) -> Any:
-    from anywidth.inner import ZERO
-
-    if len(variables) == 2 and variables[0][1] is variables[1][1]:
-        coef, atom = atom_product(variables[0][2], variables[1][2])
-        value = _mean(gram, variables[0][1], atom)
-        return value if value is ZERO else value * coef if not (known(coef) and coef == 1.0) else value
-    if len(variables) == 1:
-        return _mean(gram, *variables[0][1:])
-    if len(variables) == 2:
-        (_, u, f), (_, v, g) = variables
-        if monomial(f) and monomial(g) and f.k == g.k == 1:
-            methods.used(methods.COVARIANCE)
-            return times(f.plus * g.plus, cov(0, 1))
-        q1, q2 = _variance(gram, u), _variance(gram, v)
-        return _univariate(f, g, q1, q2, cov(0, 1))
-    return _isserlis(gram, variables, cov)
+def _group(gram: Any, factors: list[wick.Factor], cov: Any) -> Any:
+    if len(factors) == 1:
+        return mean(gram, factors[0].node, factors[0].atom)
+    if len(factors) == 2 and not all(monomial(f.atom) for f in factors):
+        (_, u, f), (_, v, g) = factors
+        return _univariate(f, g, variance(gram, u), variance(gram, v), cov(0, 1))
+    if len(factors) == 2 and all(f.atom.k == 1 for f in factors):
+        methods.used(methods.COVARIANCE)
+        return times(factors[0].atom.plus * factors[1].atom.plus, cov(0, 1))
+    return wick.expectation(gram, factors, cov)
 
 
-def _variance(gram: Any, u: Node) -> Any:
+def variance(gram: Any, u: Node) -> Any:
+    """E[u^2], an array."""
     from anywidth.inner import ZERO
 
     q = gram(u, u)
     return jnp.zeros((1,) * u.rank) if q is ZERO else q
 
 
-def _mean(gram: Any, u: Node, atom: Any) -> Any:
+def mean(gram: Any, u: Node, atom: Any) -> Any:
+    """E of a function of one Gaussian, or ZERO."""
     from anywidth.inner import ZERO
 
     if monomial(atom) and atom.k % 2:
@@ -352,10 +370,10 @@ def _mean(gram: Any, u: Node, atom: Any) -> Any:
         return ZERO
     if isinstance(atom, closed.GaussPower) and atom.k % 2:
         return ZERO
-    q = _variance(gram, u)
+    q = variance(gram, u)
     if isinstance(atom, Generic):
         methods.used(methods.QUADRATURE)
-        return quadrature.mean(atom.function, _aligned(atom.coefs, q), q, breaks=_aligned(atom.breaks, q))
+        return quadrature.mean(atom.function, aligned(atom.coefs, q), q, breaks=aligned(atom.breaks, q))
     methods.used(methods.CLOSED)
     return closed.mean(atom, q)
 
@@ -367,42 +385,13 @@ def _univariate(f: Any, g: Any, q1: Any, q2: Any, c: Any) -> Any:
     (ff, fc, fb), (gf, gc, gb) = as_function(f), as_function(g)
     methods.used(methods.QUADRATURE)
     return quadrature.pair(
-        ff, _aligned(fc, c), gf, _aligned(gc, c), q1, q2, c, f_breaks=_aligned(fb, c), g_breaks=_aligned(gb, c)
+        ff, aligned(fc, c), gf, aligned(gc, c), q1, q2, c, f_breaks=aligned(fb, c), g_breaks=aligned(gb, c)
     )
 
 
-def _aligned(arrays: Any, like: Any) -> tuple[Any, ...]:
+def aligned(arrays: Any, like: Any) -> tuple[Any, ...]:
+    """Coefficients in the dtype of an array."""
     return tuple(jnp.asarray(a, jnp.asarray(like).dtype) for a in arrays)
-
-
-def _isserlis(gram: Any, variables: list[Any], cov: Any) -> Any:
-    """E of a product of powers: the sum over perfect matchings."""
-    from anywidth.inner import ZERO, add
-
-    methods.used(methods.ISSERLIS)
-    slots = [i for i, (_, _, atom) in enumerate(variables) for _ in range(atom.k)]
-
-    def entry(i: int, j: int) -> Any:
-        return gram(variables[i][1], variables[i][1]) if i == j else cov(min(i, j), max(i, j))
-
-    def match(rest: list[int]) -> Any:
-        if not rest:
-            return 1.0
-        total: Any = ZERO
-        for k in range(1, len(rest)):
-            c = entry(rest[0], rest[k])
-            if c is ZERO:
-                continue
-            other = match(rest[1:k] + rest[k + 1 :])
-            if other is not ZERO:
-                total = add(total, c * other)
-        return total
-
-    if len(slots) % 2:
-        return ZERO
-    value = match(slots)
-    scale = float(np.prod([float(atom.plus) for _, _, atom in variables]))
-    return value if value is ZERO else value * scale
 
 
 __all__ = ["NeedsUnroll", "SeveralError", "expectation"]

@@ -199,6 +199,15 @@ def _times_u(f):
     return lambda u, *coefs: u * f(u, *coefs)
 
 
+def derived(f, power, order):
+    """The derivative of some order of u^power f(u)."""
+    for _ in range(power):
+        f = _times_u(f)
+    for _ in range(order):
+        f = _slope(f)
+    return f
+
+
 @lru_cache(1024)
 def _square(f):
     return lambda u, *coefs: f(u, *coefs) ** 2
@@ -323,7 +332,12 @@ def pair(f, f_coefs, g, g_coefs, q1, q2, c, f_breaks=(), g_breaks=(), rtol=None)
     Differentiable by Price's theorem, forward and backward: exactly for functions whose kinks are given in
     ``breaks``. A jump's own contribution to a derivative (a density on a line) is not included.
     """
+    return pairs([(f, g)], f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks, rtol)[0]
+
+
+def pairs(fgs, f_coefs, g_coefs, q1, q2, c, f_breaks=(), g_breaks=(), rtol=None):
+    """As `pair`, of several pairs (f, g) of functions with the same coefficients and breaks: one quadrature."""
     (q1, q2, c), groups, given = _align((q1, q2, c), (f_coefs, g_coefs, f_breaks, g_breaks))
     f_coefs, g_coefs, f_breaks, g_breaks = groups
     tol = _tolerance(rtol, q1.dtype)
-    return _pairs(((f, g),), tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks)[0].astype(given)
+    return _pairs(tuple(map(tuple, fgs)), tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks).astype(given)
