@@ -25,7 +25,7 @@ def gated_linear_unit():
     return init, apply
 
 
-@case(vx, vy, "several gate sampled")
+@case(vx, vy, "several gate closed")
 def gate_of_its_own_input():
     def init(n):
         return {"U": Normal((n, 3)), "A": Normal((n, n)), "B": Normal((n, n)), "v": Normal((n,))}

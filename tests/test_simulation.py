@@ -54,3 +54,5 @@ def test_theory_against_simulation(case):
             K, value, error = flat(getattr(found, kind), limit[pair][kind][:2], case.output == "tree")
             close = np.abs(K - value) <= 5 * error + 0.01 * np.abs(value).max()
             assert close.all(), (pair, kind, K, value, error)
+        errors = np.concatenate([np.ravel(e) for e in jax.tree.leaves(found.error)])
+        assert errors.any() if "sampled" in case.kinds else not errors.any()  # what is closed form stays closed form

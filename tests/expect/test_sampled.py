@@ -42,9 +42,19 @@ def brute(combine, count, x, y, samples=2**21):
 
 
 CASES = {
-    "gate": (lambda a, b, c: a * jax.nn.sigmoid(c), 2),
+    "gate": (lambda a, b, c: jnp.tanh(a) * jax.nn.sigmoid(c), 2),
     "maximum": (lambda a, b, c: jnp.maximum(jnp.maximum(a, b), c), 2),
     "difference": (lambda a, b, c: jnp.abs(jax.nn.relu(a) - jax.nn.relu(c)), 2),
+}
+# functions of several correlated Gaussians that are integrated all the same
+EXACT = {
+    "a gate of its own input": lambda a, b, c: a * jax.nn.sigmoid(c),
+    "a kinked gate": lambda a, b, c: b * jax.nn.relu(c) - a,
+    "two linear factors": lambda a, b, c: a * b * jnp.sin(c),
+    "maximum of two": lambda a, b, c: jnp.maximum(b, c + 0.3),
+    "maximum written as a choice": lambda a, b, c: jnp.where(b > c, b, c),
+    "least of two, and a gate of a sum": lambda a, b, c: jnp.minimum(a, c) + b * jax.lax.erf(a - 2 * b),
+    "leaky difference": lambda a, b, c: jax.nn.leaky_relu(c - b) * a,
 }
 
 
@@ -55,6 +65,19 @@ def test_against_brute_force(name):
     for value, error, (mean, sigma) in zip(found, found.error, brute(combine, count, X, Y), strict=True):
         assert 0 < float(error) < 1e-3 * 3
         assert abs(float(value) - mean) < 4 * np.hypot(float(error), sigma)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in list(EXACT)[1:5:2] else [pytest.mark.long]) for n in EXACT]
+)
+def test_what_is_linear_given_the_rest_is_integrated(name):
+    combine = EXACT[name]
+    kernels = aw.kernels(network(combine, 2))
+    for y in (Y, X):
+        found = kernels(X, y)
+        assert [float(e) for e in found.error] == [0.0, 0.0]
+        for value, (mean, sigma) in zip(found, brute(combine, 2, X, y), strict=True):
+            assert abs(float(value) - mean) < 4 * sigma
 
 
 def test_same_example_twice_and_symmetry():
