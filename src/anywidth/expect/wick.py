@@ -166,9 +166,9 @@ def expectation(gram: Any, factors: Sequence[Factor], cov: Cov) -> Any:
         return times(scale, total[()])
     values = _moments(gram, factors, cores, list(total), between)
     out: Any = ZERO
-    for key, factor in total.items():
-        if values[key] is not ZERO:
-            out = add(out, times(factor, values[key]))
+    for at, factor in total.items():
+        if values[at] is not ZERO:
+            out = add(out, times(factor, values[at]))
     return out if out is ZERO else times(scale, out)
 
 
@@ -200,11 +200,10 @@ def _moments(gram: Any, factors: Sequence[Factor], cores: list[int], keys: list[
         methods.used(methods.CLOSED)
         out = {}
         for key, (left, right) in lists.items():
-            value: Any = ZERO
+            out[key] = ZERO
             for a, x in left:
                 for b, y in right:
-                    value = add(value, times(times(a, b), closed.pair(x, y, q1, q2, c)))
-            out[key] = value
+                    out[key] = add(out[key], times(times(a, b), closed.pair(x, y, q1, q2, c)))
         return out
     methods.used(methods.QUADRATURE)
     (ff, fc, fb), (gf, gc, gb) = as_function(f), as_function(g)
