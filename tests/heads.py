@@ -25,7 +25,7 @@ def _attended(q, k, v, mask=True):
     return jnp.einsum("hst,htd->hsd", jax.nn.softmax(jnp.where(mask, scores, -jnp.inf)), v)
 
 
-@case(hx, hy, "heads head_layers relu zero_bias lengths")
+@case(hx, hy, "heads head_layers relu zero_bias lengths sampled")
 def heads_with_layers_of_their_own():
     """What a head attends to goes through a relu and a matrix of the head before the heads are read."""
 
@@ -41,7 +41,7 @@ def heads_with_layers_of_their_own():
     return init, apply
 
 
-@case(hx, hy, "heads layer_norm causal residual lengths")
+@case(hx, hy, "heads layer_norm causal residual lengths sampled")
 def heads_on_a_normalised_stream():
     def init(n, heads):
         return _weights(n, heads, n, E=Normal((n, 3)), O=Normal((heads, n, n)), v=Normal((n,)))
@@ -58,7 +58,7 @@ def heads_on_a_normalised_stream():
     return init, apply
 
 
-@case(hx, hy, "heads shared_qk lengths")
+@case(hx, hy, "heads shared_qk lengths sampled")
 def heads_with_shared_scores_over_n():
     """Scores of shared weights over n: the same number in every head."""
 
@@ -76,7 +76,7 @@ def heads_with_shared_scores_over_n():
     return init, apply
 
 
-@case(hx, hy, "heads independent_qk lengths")
+@case(hx, hy, "heads independent_qk lengths sampled")
 def heads_with_scores_that_vanish():
     """Scores of independent weights over n vanish: every token attends to all alike."""
 
@@ -93,7 +93,7 @@ def heads_with_scores_that_vanish():
 
 
 @case(
-    {"query": gaussian(33, 2, 3), "memory": hx, "known": np.array([True, True, False])},
+    {"query sampled": gaussian(33, 2, 3), "memory": hx, "known": np.array([True, True, False])},
     {"query": gaussian(35, 1, 3), "memory": hx[::-1], "known": np.array([True, True, True])},
     "heads cross_attention mask dict_input lengths",
 )
@@ -111,7 +111,7 @@ def heads_across_with_a_mask():
     return init, apply
 
 
-@case(hx, hy, "heads packed positional sinusoidal lengths")
+@case(hx, hy, "heads packed positional sinusoidal lengths sampled")
 def heads_with_positions():
     """A stream of n heads coordinates with learned and fixed positions; the last token is read."""
 

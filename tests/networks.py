@@ -396,7 +396,7 @@ def siamese_sum():
     return init, apply
 
 
-@case(vx, vy, "sharing tied_depth relu skip")
+@case(vx, vy, "sharing tied_depth relu skip sampled")
 def same_matrix_in_every_layer():
     def init(n):
         return {"U": Normal((n, 3)), "W": Normal((n, n), var=2.0), "v": Normal((n,))}
@@ -1153,7 +1153,7 @@ def transformer_fused_qkv():
     return init, apply
 
 
-@case(sx, sy, "attention vmap vmap_heads stacked_params independent_qk relu sum_pool lengths")
+@case(sx, sy, "attention vmap vmap_heads stacked_params independent_qk relu sum_pool lengths sampled")
 def attention_vmapped_heads():
     heads = 4
 
