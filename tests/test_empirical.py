@@ -224,5 +224,60 @@ def test_bad_arguments():
         aw.empirical_ntk(net, method="fast")
     with pytest.raises(ValueError, match="trace_axes"):
         aw.empirical_ntk(net, trace_axes=2)(params, x, x)
+    with pytest.raises(ValueError, match="number of bytes"):
+        aw.ntk_vp(net, memory="much")
     with pytest.raises(ValueError, match="degree"):
         aw.linearize(net, params, degree=-1)
+
+
+def while_loop(p, x):
+    def step(state):
+        return state[0] + 1, jax.lax.erf(p["W"] @ state[1] / jnp.sqrt(state[1].size))
+
+    return p["v"] @ jax.lax.while_loop(lambda state: state[0] < 2, step, (0, p["U"] @ x))[1]
+
+
+def test_a_loop_without_a_reverse_mode_is_refused_with_its_line(key):
+    """Of a network whose infinite-width kernel is there, and whose other tools work."""
+    net = Network(lambda n: {"U": Normal((n, 3)), "W": Normal((n, n)), "v": Normal((n,), 1 / n)}, while_loop)
+    params, x = net.sample(key, 8), jnp.ones(3)
+    many = jnp.stack([x, 2 * x])
+    calls = {
+        "ntk": lambda: aw.empirical_ntk(net)(params, x, x),
+        "vectors": lambda: aw.empirical_ntk(net, method="vector-products")(params, x, x),
+        "products": lambda: aw.ntk_vp(net)(params, many, None, jnp.ones(2)),
+        "check": lambda: aw.check(net, many, widths=(4,), seeds=2, lr=lambda n: 1 / n),
+    }
+    for call in calls.values():
+        with pytest.raises(aw.UnsupportedError, match=r"(?s)while_loop.*lax.scan.*test_empirical.py:\d+ \(while"):
+            call()
+    assert np.isfinite(aw.ntk(net, lr=lambda n: {"v": 1 / n})(x, x))
+    assert aw.empirical_nngp(net)(params, x, x).shape == ()
+    np.testing.assert_allclose(aw.linearize(net, params)(params, x), net.apply(params, x))
+
+
+def outputs_of_a_batch(p, x):
+    h = jnp.tanh(x @ p["U"].T)
+    return (h @ p["v"] / jnp.sqrt(h.shape[-1])).reshape(len(x), 1, 2)
+
+
+def test_outputs_of_other_shapes_for_the_two_examples(key):
+    net = Network(lambda n: {"U": Normal((n, 3)), "v": Normal((n, 2))}, outputs_of_a_batch)
+    params, x, y = net.sample(key, 8), rng.normal(size=(4, 3)), rng.normal(size=(5, 3))
+    full = aw.empirical_ntk(net)(params, x, y)
+    assert full.shape == (4, 1, 2, 5, 1, 2)
+    traced = aw.empirical_ntk(net, trace_axes=-1, memory="1 MiB")(params, x, y)
+    np.testing.assert_allclose(traced, jnp.einsum("aicbjc->aibj", full) / 2, rtol=1e-12)
+    for function in (aw.empirical_ntk, aw.empirical_nngp):
+        with pytest.raises(ValueError, match=r"other sizes in the two outputs.*\(4, 1, 2\) and \(5, 1, 2\)"):
+            function(net, trace_axes=0)(params, x, y)
+    v = rng.normal(size=(3, 5, 1, 2))
+    found = aw.ntk_vp(net)(params, x[None], jnp.stack([y, 2 * y, -y]), v)
+    expected = sum(jnp.tensordot(aw.empirical_ntk(net)(params, x, s * y), v[i], 3) for i, s in enumerate((1, 2, -1)))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-11)
+
+
+def test_outputs_that_are_not_numbers_to_differentiate(key):
+    net = Network(lambda n: {"U": Normal((n, 3))}, lambda p, x: jnp.argmax(p["U"] @ x))
+    with pytest.raises(aw.InputError, match="int"):
+        aw.empirical_ntk(net)(net.sample(key, 8), jnp.ones(3), jnp.ones(3))

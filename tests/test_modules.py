@@ -10,7 +10,7 @@ from flax import nnx
 from jax.nn import initializers
 
 import anywidth as aw
-from anywidth import Network, Normal
+from anywidth import Network, Normal, zoo
 from anywidth.laws import laws_of
 
 x, y = np.array([0.9, -0.4, 1.1, 0.2]), np.array([0.5, 0.8, 0.7, -1.0])
@@ -198,3 +198,196 @@ def test_other_mistakes():
         Network.from_flax(lambda n: nn.Dense(3), x, laws="gaussian")
     with pytest.raises(ValueError, match="laws is"):
         Network.from_flax(lambda n: Linen(n), x, laws="any")
+
+
+# --- convolutions, embeddings, attention, loops ---------------------------------------------------------------
+
+IMAGES = np.random.default_rng(2).normal(size=(2, 4, 3, 3))
+
+
+class LinenCnn(nn.Module):
+    n: int
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = nn.relu(nn.Conv(self.n, (3, 3))(x))
+        return nn.Dense(10, use_bias=False)(x.mean((0, 1)))
+
+
+class NnxCnn(nnx.Module):
+    def __init__(self, n, rngs):
+        self.first, self.second = (nnx.Conv(k, n, (3, 3), rngs=rngs) for k in (3, n))
+        self.last = nnx.Linear(n, 10, use_bias=False, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.second(nnx.relu(self.first(x)))).mean((0, 1)))
+
+
+class EquinoxCnn(eqx.Module):
+    convolutions: list
+    last: eqx.nn.Linear
+
+    def __init__(self, n, key):
+        keys = jax.random.split(key, 3)
+        self.convolutions = [
+            eqx.nn.Conv2d(k, n, 3, padding=1, use_bias=False, key=key) for k, key in zip((3, n), keys, strict=False)
+        ]
+        self.last = eqx.nn.Linear(n, 10, use_bias=False, key=keys[2])
+
+    def __call__(self, x):
+        for convolution in self.convolutions:
+            x = jax.nn.relu(convolution(x))
+        return self.last(x.mean((1, 2)))
+
+
+def cnn_rates(first, second, last):
+    """Those of the NTK parametrization, for the parameters with these paths."""
+
+    def rates(n):
+        out = {}
+        for path, rate in ((first, 1 / 27), (second, 1 / (9 * n)), (last, 1 / n)):
+            at = out
+            for key in path[:-1]:
+                at = at.setdefault(key, {})
+            at[path[-1]] = rate
+        return out
+
+    return rates
+
+
+CNNS = {
+    "linen": (
+        lambda: Network.from_flax(lambda n: LinenCnn(n), IMAGES[0], laws="gaussian"),
+        cnn_rates(("Conv_0", "kernel"), ("Conv_1", "kernel"), ("Dense_0", "kernel")),
+        {"varw": 1.0, "varb": 0.0},
+    ),
+    "nnx": (
+        lambda: Network.from_flax(lambda n, rngs: NnxCnn(n, rngs), IMAGES[0], laws="gaussian"),
+        cnn_rates(("first", "kernel"), ("second", "kernel"), ("last", "kernel")),
+        {"varw": 1.0, "varb": 0.0},
+    ),
+    # uniform entries of variance 1/(3 fan_in), channels first
+    "equinox": (
+        lambda: Network.from_equinox(EquinoxCnn, IMAGES[0].transpose(2, 0, 1), laws="gaussian"),
+        cnn_rates(("convolutions", 0, "weight"), ("convolutions", 1, "weight"), ("last", "weight")),
+        {"varw": 1 / 3, "varv": 1 / 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("library", CNNS)
+def test_convolutional_modules_are_the_zoos_network(library):
+    make, lr, variances = CNNS[library]
+    images = IMAGES.transpose(0, 3, 1, 2) if library == "equinox" else IMAGES
+    found = aw.kernels(make(), lr=lr)(*images)
+    expected = aw.kernels(zoo.cnn(3, 2, **variances))(*IMAGES)
+    np.testing.assert_allclose(found.nngp, expected.nngp, rtol=1e-6)
+    np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-6)
+
+
+class Transformer(nn.Module):
+    """Tokens, positions and one block, with scores over the size of a head, or over its root as Flax has them."""
+
+    n: int
+    scaled: bool = True
+
+    @nn.compact
+    def __call__(self, tokens):
+        normal = nn.initializers.normal(1.0)
+        x = nn.Embed(5, self.n, embedding_init=normal)(tokens) + self.param("positions", normal, (4, self.n))
+        f = (lambda q, k, v, **_: nn.dot_product_attention(q / jnp.sqrt(q.shape[-1]), k, v)) if self.scaled else None
+        attention = nn.MultiHeadDotProductAttention(2, use_bias=False, **({"attention_fn": f} if f else {}))
+        x = x + attention(nn.LayerNorm(epsilon=0.0)(x))
+        hidden = nn.relu(nn.Dense(2 * self.n, use_bias=False)(x))
+        x = x + nn.Dense(self.n, use_bias=False)(hidden)
+        return nn.Dense(1, use_bias=False)(x.mean(0))[0]
+
+
+def transformer_by_hand():
+    """The scores of independent queries and keys over n are zero: every token looks at all, equally."""
+
+    def init(n):
+        shapes = {"E": (5, n), "P": (4, n), "V": (n, n), "O": (n, n), "A": (n, 2 * n), "B": (2 * n, n), "v": (n,)}
+        return {k: Normal(s) for k, s in shapes.items()}
+
+    def apply(p, tokens):
+        n = p["v"].size
+        x = p["E"][tokens] + p["P"]
+        z = (x - x.mean(1, keepdims=True)) / jnp.sqrt(x.var(1, keepdims=True))
+        x = x + (z.mean(0) @ p["V"]) @ p["O"] / n
+        x = x + jax.nn.relu(x @ p["A"] / jnp.sqrt(n)) @ p["B"] / jnp.sqrt(2 * n)
+        return x.mean(0) @ p["v"] / jnp.sqrt(n)
+
+    return Network(init, apply)
+
+
+TOKENS = np.array([[0, 3, 1, 3], [3, 2, 0, 1]], np.int32)
+
+
+def test_a_transformer_of_flax_modules():
+    """Its queries and keys learn nothing in the limit; its gains and shifts are frozen here."""
+    net = Network.from_flax(lambda n: Transformer(n), TOKENS[0])
+
+    def lr(n):
+        dense = {f"Dense_{i}": {"kernel": 1 / (2 * n if i == 1 else n)} for i in range(3)}
+        heads = {"query": 0.0, "key": 0.0, "value": {"kernel": 1 / n}, "out": {"kernel": 1 / n}}
+        return {**dense, "MultiHeadDotProductAttention_0": heads, "LayerNorm_0": 0.0}
+
+    found, expected = aw.kernels(net, lr=lr)(*TOKENS), aw.kernels(transformer_by_hand())(*TOKENS)
+    np.testing.assert_allclose(found.nngp, expected.nngp, rtol=1e-6)
+    np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-6)
+
+
+def test_scores_over_the_root_are_refused_at_the_line_of_the_module():
+    """Not at one of the library's own."""
+    net = Network.from_flax(lambda n: Transformer(n, scaled=False), TOKENS[0])
+    with pytest.raises(aw.NoLimitError, match=r"q\.k/sqrt\(n\).*Divide by n(?s:.*)test_modules\.py:\d+ \(Transformer"):
+        aw.nngp(net)(*TOKENS)
+
+
+class Recurrent(nn.Module):
+    n: int
+
+    @nn.compact
+    def __call__(self, x):
+        cell = nn.SimpleCell(self.n, activation_fn=jax.lax.erf, param_dtype=jnp.float64)
+        return nn.Dense(1, use_bias=False)(nn.RNN(cell)(x)[-1])[0]
+
+
+def test_a_recurrent_module_has_a_leaf_that_cannot_be_read():
+    sequences = IMAGES[:, :, 0]
+    with pytest.raises(aw.InputError, match=r"\['SimpleCell_0'\]\['h'\]\['kernel'\] cannot be read.*'h': {'kernel'"):
+        Network.from_flax(lambda n: Recurrent(n), sequences[0], laws="gaussian")
+    given = {"SimpleCell_0": {"h": {"kernel": lambda n: Normal((), 1 / n)}}}
+    net = Network.from_flax(lambda n: Recurrent(n), sequences[0], laws="gaussian", params=given)
+    lr = lambda n: {"SimpleCell_0": {"h": 1 / n, "i": {"kernel": 1 / 3}}, "Dense_0": 1 / n}  # noqa: E731
+    found = aw.kernels(net, lr=lr)(*sequences)
+    expected = aw.kernels(zoo.rnn(3, varw=1.0, varu=1.0, varb=0.0, pool="last"))(*sequences)
+    np.testing.assert_allclose(found.nngp, expected.nngp, rtol=1e-6)
+    np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-6)
+
+
+def test_noise_is_refused():
+    def linen(n):
+        return nn.Sequential([nn.Dense(n), nn.Dropout(0.5, deterministic=False), nn.Dense(1)])
+
+    with pytest.raises(aw.InputError, match=r"draws random numbers.*dropout.*deterministic"):
+        aw.ntk(Network.from_flax(linen, x, laws="gaussian"))(x, y)
+
+
+class Vanishing(nnx.Module):
+    """Flax's own embedding: of variance 1/n, so that nothing is left of a token."""
+
+    def __init__(self, n, rngs):
+        self.embedding, self.last = nnx.Embed(5, n, rngs=rngs), nnx.Linear(n, 3, rngs=rngs)
+
+    def __call__(self, tokens):
+        return self.last(nnx.gelu(self.embedding(tokens)).mean(0))
+
+
+def test_a_network_without_a_limit_is_not_blamed_on_its_readout():
+    """What is wrong comes before the truncated entries of the readout, which would do."""
+    net = Network.from_flax(lambda n, rngs: Vanishing(n, rngs), TOKENS[0])
+    with pytest.raises(aw.NoLimitError, match=r"'tanh' vanishes like n\^-1/2(?s:.*)test_modules.py:\d+ \(Vanishing"):
+        aw.nngp(net)(*TOKENS)

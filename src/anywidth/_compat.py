@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ import jax.extend.core as jex
 _JAX_DIR = os.path.dirname(jax.__file__)
 _HERE = os.path.dirname(__file__)
 _ZOO = os.path.join(_HERE, "zoo")
+_STDLIB = sysconfig.get_path("stdlib") + os.sep
+_LIBRARIES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 
 Literal = jex.Literal
 ClosedJaxpr = jex.ClosedJaxpr
@@ -49,24 +52,31 @@ def is_key(x: Any) -> bool:
 def user_line(eqn: Any) -> str | None:
     """`file:line (function)` of the innermost frame of the user's own code, if there is one."""
     frames = getattr(getattr(eqn.source_info, "traceback", None), "frames", None)
-    for frame in frames or ():
-        if _is_users(frame.file_name):
-            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
-    return None
+    return _own_line((frame.file_name, frame.line_num, frame.function_name) for frame in frames or ())
 
 
 def failing_line(error: BaseException) -> str | None:
     """`file:line (function)` of the innermost frame of the user's own code that an error came from, if there is one."""
-    found = None
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        if _is_users(frame.f_code.co_filename):
-            found = f"{frame.f_code.co_filename}:{line} ({frame.f_code.co_qualname})"
-    return found
+    frames = [(f.f_code.co_filename, line, f.f_code.co_qualname) for f, line in traceback.walk_tb(error.__traceback__)]
+    return _own_line(reversed(frames))
 
 
-def _is_users(file: str) -> bool:
-    inside = file.startswith(_HERE + os.sep) and not file.startswith(_ZOO)
-    return not (inside or file.startswith((_JAX_DIR, "<frozen")))
+def _own_line(frames: Iterable[tuple[str, int, str]]) -> str | None:
+    """The first frame, innermost first, of a file that is not a library's; of a library (Flax, say) if there is none.
+
+    What lies beyond a frame of anywidth's own is the user's call of it, and not the network.
+    """
+    inside_a_library = None
+    for file, line, name in frames:
+        if file.startswith(_HERE + os.sep) and not file.startswith(_ZOO):
+            if inside_a_library is not None:
+                break
+        elif not file.startswith((_JAX_DIR, "<frozen")):
+            found = f"{file}:{line} ({name})"
+            if not (file.startswith(_STDLIB) or any(part in file for part in _LIBRARIES)):
+                return found
+            inside_a_library = inside_a_library or found
+    return inside_a_library
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
@@ -82,6 +92,21 @@ def sub_jaxprs(eqn: Any) -> Iterator[Any]:
         for one in value if isinstance(value, tuple | list) else (value,):
             if isinstance(one, ClosedJaxpr | Jaxpr):
                 yield open_jaxpr(one)[0]
+
+
+def irreversible_loop(error: ValueError, jaxpr: Any) -> str | None:
+    """Where the loop is that JAX refuses to differentiate in reverse mode, if the error is that."""
+    if "everse-mode" not in str(error):
+        return None
+
+    def found(jaxpr: Any) -> str | None:
+        for eqn in jaxpr.eqns:
+            inner = next(filter(None, map(found, sub_jaxprs(eqn))), None)
+            if inner is not None or eqn.primitive.name == "while":
+                return inner or user_line(eqn) or "an unknown line"
+        return None
+
+    return found(open_jaxpr(jaxpr)[0])
 
 
 def as_fun(jaxpr: Any) -> Any:

@@ -95,6 +95,8 @@ def _spec(example: Any) -> Any:
 
 
 def _linen(nn: Any, build: Callable[[int], Any], method: Any, spec: Any) -> _Library:
+    from flax.errors import InvalidRngError
+
     def draw(n: int) -> Callable[[Any], Any]:
         def parameters(key: Any) -> Any:
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), spec)
@@ -109,7 +111,20 @@ def _linen(nn: Any, build: Callable[[int], Any], method: Any, spec: Any) -> _Lib
 
         return parameters
 
-    return _Library(draw, lambda n: lambda p, x: build(n).apply({"params": p}, x, method=method))
+    def apply(n: int) -> Callable[[Any, Any], Any]:
+        def call(p: Any, x: Any) -> Any:
+            try:
+                return build(n).apply({"params": p}, x, method=method)
+            except InvalidRngError as e:
+                raise InputError(
+                    f"the module draws random numbers when it is called (dropout, noise): {e}. A network is a function "
+                    "of its parameters and one example: build it deterministic, or call it so, "
+                    "method=lambda m, x: m(x, deterministic=True)"
+                ) from e
+
+        return call
+
+    return _Library(draw, apply)
 
 
 def _nnx(nnx: Any, build: Callable[..., Any], method: Any) -> _Library:
@@ -324,7 +339,7 @@ def _check_laws(net: Network, example: Any, suspects: Mapping[Path, Law]) -> Non
     from anywidth.kets import Graph, Product
     from anywidth.parameters import read_parameters, read_program, run
 
-    dtype, sizes = jnp.result_type(float), dict[Any, Any]()
+    dtype, sizes, whole = jnp.result_type(float), dict[Any, Any](), True
     ones = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), example)
     while True:
         graph = Graph()
@@ -336,10 +351,10 @@ def _check_laws(net: Network, example: Any, suspects: Mapping[Path, Law]) -> Non
             sizes[e.leaf.path] = e.size
             continue
         except AnywidthError:
-            pass  # the kernels say why; what was met so far is looked at all the same
+            whole = False  # the kernels say why; what was met so far is looked at all the same
         break
     products = [node for node in graph.table.values() if isinstance(node, Product) and node.col is None]
-    met = {node.leaf.path for node in products if not node.leaf.zero_var and _used(node, graph)}
+    met = {node.leaf.path for node in products if not node.leaf.zero_var and _used(node, graph, whole)}
     for path in suspects:
         if path in met:
             raise InputError(
@@ -350,12 +365,15 @@ def _check_laws(net: Network, example: Any, suspects: Mapping[Path, Law]) -> Non
             )
 
 
-def _used(node: Any, graph: Any) -> bool:
-    """Whether a raw parameter stands for itself, and not only for the readout that was made of it."""
+def _used(node: Any, graph: Any, whole: bool) -> bool:
+    """Whether a raw parameter stands for itself, and not only for the readout that was made of it.
+
+    It is not known of a network that was not read as a `whole`: a matrix may have been met only before its product.
+    """
     from anywidth.kets import Const, Node, Product
 
     raw = isinstance(node.operand, Const) and node.contracted == 0
-    if not raw:
-        return True
+    if not raw or not whole:
+        return not raw
     others = [x for x in graph.table.values() if isinstance(x, Node) and x is not node and node.leaf in x.leaves]
     return not any(isinstance(x, Product) and x.leaf is node.leaf and x.col is not None for x in others)

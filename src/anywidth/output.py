@@ -66,7 +66,7 @@ def check_output(
     for leaf, behind, eqn in dropped:
         if not leaf.frozen and leaf.share(value.power + behind) >= 0:
             raise UnsupportedError(
-                f"the parameter '{leaf.name}' adds nothing to the output in the limit but its learning adds to the "
+                f"the parameter {leaf.name} adds nothing to the output in the limit but its learning adds to the "
                 f"NTK: such parametrizations are not supported.\n  at {eqn.line}"
             )
     return value
@@ -76,7 +76,7 @@ def _wrong_rates(learning: Sequence[Leaf], output: Fraction, share: Fraction, pa
     """What is wrong with the learning rates, and which would do."""
     wrong = [p for p in learning if p.share(output) > 0] if share > 0 else list(learning)
     powers = {p.leaf.path: Fraction(0) for p in parameters.items} | {p.path: -p.share(output) for p in wrong}
-    names = ", ".join(f"'{p.name}'" for p in wrong)
+    names = ", ".join(p.name for p in wrong)
     does = f"{'diverges' if share > 0 else 'vanishes'} like n^{share}"
     one = len(wrong) == 1
     advice = (

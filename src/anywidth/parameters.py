@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth import _compat
-from anywidth.errors import InputError, NoLimitError, UnsupportedError
+from anywidth.errors import AnywidthError, InputError, NoLimitError, UnsupportedError
 from anywidth.interpret import Interpreter
 from anywidth.kets import Graph, Leaf
 from anywidth.network import Network, Normal
@@ -165,7 +165,7 @@ def read_program(net: Network, parameters: Parameters, example: Any, dtype: Any)
     try:
         program, tree = trace(lambda n: lambda p, e: net.apply(p, e), lambda n: (shapes[n], spec))
     except (TypeError, ValueError) as e:
-        if isinstance(e, NoLimitError):
+        if isinstance(e, AnywidthError):
             raise
         raise InputError(_failed(e, example)) from e
     if not program.outputs:

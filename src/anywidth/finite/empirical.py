@@ -16,7 +16,8 @@ memory or there are more outputs than work, by one vector-Jacobian and one Jacob
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,8 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from anywidth import _compat
+from anywidth.errors import InputError, UnsupportedError
 from anywidth.finite.structure import Structure, Taps, flops, footprint, product, product_flops
-from anywidth.memory import free_memory, readable
+from anywidth.memory import free_memory, parse_bytes, readable
 from anywidth.network import Network
 from anywidth.rates import Rates, is_frozen, rates_at, scaled_by
 
@@ -41,7 +44,7 @@ def empirical_ntk(
     lr: Rates = None,
     trace_axes: int | Sequence[int] = (),
     method: Method = "auto",
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> Callable[[PyTree[Array], Any, Any], PyTree[Array]]:
     """The neural tangent kernel of a finite network: sum over all parameters of lr <df/dp(x), df/dp(y)>.
 
@@ -53,8 +56,8 @@ def empirical_ntk(
         method: "structure" (activations times cotangents where a parameter is multiplied by something, gradients
             elsewhere), "jacobian" (gradients), "vector-products" (one output at a time: memory of one gradient), or
             "auto" for the cheapest of them that fits in the memory.
-        memory: bytes that one pair may use beyond its result; a quarter of what is free if None. Outputs are worked
-            on a few at a time to stay within it.
+        memory: bytes that one pair may use beyond its result, as a number or like "1 GiB"; a quarter of what is free
+            if None. Outputs are worked on a few at a time to stay within it.
 
     Returns:
         A pure function (params, x, y) of a pytree of arrays and two examples, whose shapes may differ. For outputs
@@ -64,7 +67,8 @@ def empirical_ntk(
 
     Raises:
         ValueError: if the method is not one of those, or the output does not have these axes.
-        InputError: if `lr` does not fit the parameters.
+        InputError: if `lr` does not fit the parameters, or the output is not one of floating-point numbers.
+        UnsupportedError: if a loop cannot be differentiated in reverse mode, with its line.
 
     Reference: Novak, Sohl-Dickstein and Schoenholz, Fast finite width neural tangent kernel (2022).
     """
@@ -72,12 +76,15 @@ def empirical_ntk(
         raise ValueError(f'method is "auto", "structure", "jacobian" or "vector-products", and it is {method!r}')
     axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes)
 
+    budget = None if memory is None else parse_bytes(memory)
+
     def kernel(params: PyTree[Array], x: Any, y: Any) -> PyTree[Array]:
         x, y = jax.tree.map(jnp.asarray, (x, y))
         rates = rates_at(net, lr, None, params)
         tree: Any = jax.tree.structure(jax.eval_shape(net.apply, params, x))
-        parts = [_Pair(_output(net, i), params, x, y, rates, axes) for i in range(tree.num_leaves)]
-        return jax.tree.unflatten(tree, [part.kernel(method, memory) for part in parts])
+        with reverse_mode(net.apply, params, x):
+            parts = [_Pair(_output(net, i), params, x, y, rates, axes) for i in range(tree.num_leaves)]
+            return jax.tree.unflatten(tree, [part.kernel(method, budget) for part in parts])
 
     return jax.jit(kernel)  # traced once for a shape, whatever it is called under
 
@@ -105,15 +112,15 @@ def empirical_nngp(
     axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes)
 
     def one(a: Array, b: Array) -> Array:
+        shape = _shape_of_pair(a.shape, b.shape, axes)
         u, v = _copies_first(a, axes), _copies_first(b, axes)
-        shape = (*_kept(a.shape, axes), *_kept(b.shape, axes))
         return (jnp.einsum("cp,cq->pq", u, v, precision="highest") / len(u)).reshape(shape)
 
     return lambda params, x, y: jax.tree.map(one, net.apply(params, x), net.apply(params, y))
 
 
 def ntk_vp(
-    net: Network, *, lr: Rates = None, memory: int | None = None
+    net: Network, *, lr: Rates = None, memory: int | str | None = None
 ) -> Callable[[PyTree[Array], Any, Any, PyTree[Array]], PyTree[Array]]:
     """Products of the empirical NTK with vectors, without the kernel: sum over j of K(x_i, y_j) v_j.
 
@@ -122,7 +129,8 @@ def ntk_vp(
     Args:
         net: the network.
         lr: learning-rate multipliers, as for `empirical_ntk`.
-        memory: bytes that the examples worked on together may use; a quarter of what is free if None.
+        memory: bytes that the examples worked on together may use, as a number or like "1 GiB"; a quarter of what is
+            free if None.
 
     Returns:
         A pure function (params, X, Y, v): X and Y are N and M examples, pytrees of arrays with a leading example axis
@@ -131,6 +139,7 @@ def ntk_vp(
     Raises:
         ValueError: if v does not have the shape of the outputs.
     """
+    budget = None if memory is None else parse_bytes(memory)
 
     def vp(params: PyTree[Array], X: Any, Y: Any, v: PyTree[Array]) -> PyTree[Array]:
         X = jax.tree.map(jnp.asarray, X)
@@ -154,13 +163,14 @@ def ntk_vp(
             return jax.tree.map(jnp.add, total, pulled(chunk)), None
 
         zero = jax.tree.map(jnp.zeros_like, params)
-        total, _ = jax.lax.scan(add, zero, _chunked((Y, v), _together(net, params, Y, memory)))
+        with reverse_mode(jax.vmap(net.apply, (None, 0)), params, Y):
+            total, _ = jax.lax.scan(add, zero, _chunked((Y, v), _together(net, params, Y, budget)))
         direction = scaled_by(rates, total)
 
         def pushed(chunk: Any) -> Any:
             return jax.jvp(lambda p: jax.vmap(net.apply, (None, 0))(p, chunk[0]), (params,), (direction,))[1]
 
-        result = jax.lax.map(pushed, _chunked((X,), _together(net, params, X, memory)))
+        result = jax.lax.map(pushed, _chunked((X,), _together(net, params, X, budget)))
         count = jax.tree.leaves(X)[0].shape[0]
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], result)
 
@@ -200,6 +210,23 @@ def linearize(net: Network, params: PyTree[Array], *, degree: int = 1) -> Callab
     return model
 
 
+@contextmanager
+def reverse_mode(function: Callable[[Any, Any], Any], params: Any, x: Any) -> Iterator[None]:
+    """Says in the user's terms that a loop of theirs has no reverse mode."""
+    try:
+        yield
+    except ValueError as error:
+        line = _compat.irreversible_loop(error, jax.make_jaxpr(function)(params, x))
+        if line is None:
+            raise
+        raise UnsupportedError(
+            "the gradients of this network cannot be taken: JAX does not differentiate a loop whose number of steps it "
+            "does not know (lax.while_loop, or lax.fori_loop with traced bounds) in reverse mode. Write lax.scan, or "
+            "lax.fori_loop with fixed bounds, over the most steps there can be, and keep the state of those beyond the "
+            f"last with jnp.where. The infinite-width kernels may not need it.\n  at {line}"
+        ) from error
+
+
 # --- one pair -----------------------------------------------------------------------------------------------
 
 
@@ -220,8 +247,10 @@ class _Pair:
         self.leaves, self.tree = jax.tree.flatten(params)
         self.rates, self.examples = rates, (x, y)
         self.learning = [i for i, r in enumerate(rates) if not is_frozen(r)]
-        shapes = [jax.eval_shape(function, params, e).shape for e in (x, y)]
-        self.shape = (*_kept(shapes[0], axes), *_kept(shapes[1], axes))
+        of_x, of_y = (jax.eval_shape(function, params, e) for e in (x, y))
+        if not jnp.issubdtype(of_x.dtype, jnp.floating):
+            raise InputError(f"an output of floating-point numbers has an NTK, and this one is of type {of_x.dtype}")
+        self.shape = _shape_of_pair(of_x.shape, of_y.shape, axes)
         self.function = lambda p, e: _copies_first(function(p, e), axes)
         self.sides = [Structure.of(self.function, params, e) for e in (x, y)]
         outs = [side.closed.out_avals[0] for side in self.sides]
@@ -380,11 +409,19 @@ def _halvings(n: int) -> list[int]:
     return out
 
 
-def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
-    if any(not -len(shape) <= a < len(shape) for a in axes):
-        raise ValueError(f"trace_axes={axes} are not all axes of an output of shape {shape}")
-    traced = {a % len(shape) for a in axes}
-    return tuple(size for i, size in enumerate(shape) if i not in traced)
+def _shape_of_pair(left: tuple[int, ...], right: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a kernel without the traced axes."""
+    kept: list[int] = []
+    traced = []
+    for shape in (left, right):
+        if any(not -len(shape) <= a < len(shape) for a in axes):
+            raise ValueError(f"trace_axes={axes} are not all axes of an output of shape {shape}")
+        away = sorted({a % len(shape) for a in axes})
+        kept += [size for i, size in enumerate(shape) if i not in away]
+        traced.append([shape[i] for i in away])
+    if traced[0] != traced[1]:
+        raise ValueError(f"trace_axes={axes} have other sizes in the two outputs, of shapes {left} and {right}")
+    return tuple(kept)
 
 
 def _copies_first(out: Array, axes: tuple[int, ...]) -> Array:

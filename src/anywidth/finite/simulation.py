@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from anywidth.examples import Dataset, dataset
+from anywidth.finite.empirical import reverse_mode
 from anywidth.grams.tiles import gram
 from anywidth.kernels import nngp, ntk
 from anywidth.network import Network
@@ -254,11 +255,13 @@ def simulations(
         return jax.lax.map(product, jax.random.split(key, draws), batch_size=together).mean(0)
 
     one, width = (ntk_of, together) if kernel == "ntk" else (nngp_of, 1)
+    params = jax.eval_shape(lambda k: net.sample(k, n, dtype), keys[0])
     # One seed alone is not mapped: a batched product of large matrices is slower than a product.
     program = jax.jit(jax.vmap(one) if width > 1 else lambda some: one(some[0])[None])
     for start in range(0, len(keys), width):
         index = np.minimum(np.arange(start, start + width), len(keys) - 1)  # padded, so it is compiled once
-        found = np.asarray(program(keys[index]), float)[: len(keys) - start]
+        with reverse_mode(net.apply, params, data.groups[0].spec):
+            found = np.asarray(program(keys[index]), float)[: len(keys) - start]
         yield found[:, :, order][:, :, :, order]
 
 
