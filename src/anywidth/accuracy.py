@@ -2,7 +2,8 @@
 
 What is computed is a function of a pair of examples and of a `Sampler`. It is run for every randomisation of the
 points; the mean is the answer and the standard error of the mean goes with it, exactly zero where nothing was sampled.
-Called with ordinary arrays, the number of points grows until the standard error is below the tolerance or the budget is
+Called with ordinary arrays, the two are put into an order of their own, so that K(x, y) is K(y, x) transposed to the
+last bit, and the number of points grows until the standard error is below the tolerance or the budget is
 spent. Inside a transformation (jit, vmap, grad, `anywidth.gram`) nothing can depend on an error: there their number is
 fixed beforehand.
 """
@@ -106,8 +107,9 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
                 whole.add(_key(x, y))
         return compiled(x, y, count, rotations)
 
+    last = accuracy.count(accuracy.budget)
+
     def adaptive(x: Any, y: Any) -> tuple[Any, Any]:
-        last = accuracy.count(accuracy.budget)
         count = min(LEAST * 2, last)
         scale: Any = None
         rotations: Any = {}
@@ -138,7 +140,7 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
         """The root of K(x, x) K(y, y) for each leaf, to a digit or two, for examples of one shape."""
         if _key(x, x) != _key(y, y):
             return [0.0] * leaves
-        own = [growing(e, e, LEAST, {})[0] for e in (x, y)]
+        own = [growing(e, e, min(2 * LEAST, last), {})[0] for e in (x, y)]
         return [
             math.sqrt(float(np.abs(p).max()) * float(np.abs(q).max()))
             for p, q in zip(*map(jax.tree.leaves, own), strict=True)
@@ -148,14 +150,27 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
         inside = traced() or any(map(_compat.is_tracer, jax.tree.leaves((x, y))))
         if inside:
             return fixed(x, y)
-        value, error = adaptive(x, y)
+        # of two examples the second is drawn given the first: which is which is not left to the caller
+        turned = _order(x) > _order(y)
+        value, error = adaptive(y, x) if turned else adaptive(x, y)
         if any(map(_compat.is_tracer, jax.tree.leaves(value))):  # apply closes over numbers that are transformed
             return fixed(x, y)
-        return value, error
+        return jax.tree.map(_transposed, (value, error)) if turned else (value, error)
 
     # whether nothing is sampled for such examples (arrays, or shapes and dtypes) that were traced before
     kernel.exact = lambda x, y: _key(x, y) in exact  # type: ignore[attr-defined]
     return kernel
+
+
+def _order(x: Any) -> Any:
+    """Orders examples, by their numbers alone."""
+    return [(a.shape, str(a.dtype), np.asarray(a).tobytes()) for a in jax.tree.leaves(x)]
+
+
+def _transposed(a: Any) -> Any:
+    """K(y, x) as K(x, y): the axes of the two outputs, which are as many, change places."""
+    half = a.ndim // 2
+    return jnp.transpose(a, (*range(half, a.ndim), *range(half)))
 
 
 def _key(x: Any, y: Any) -> Any:
