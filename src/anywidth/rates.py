@@ -29,7 +29,7 @@ from anywidth.errors import InputError, NoLimitError
 from anywidth.network import Network
 from anywidth.trace import HEADS, WIDTHS, fit_dim, fit_number, is_wide, trace
 
-__all__ = ["Rates", "numbers_of_width", "path_of", "rates_at", "rates_of", "suggestion", "width_of"]
+__all__ = ["Rates", "numbers_of_width", "path_of", "rates_at", "rates_of", "scaled", "suggestion", "width_of"]
 
 Rates = Any  # a number, a pytree of numbers, or a function of n that returns one; None for one everywhere
 Path = tuple[Any, ...]
@@ -75,6 +75,19 @@ def rates_at(net: Network, lr: Rates, n: int | None, params: Any = None) -> list
         return [1.0] * len(paths)
     entries = _flat(lr(*at) if callable(lr) else lr)
     return _spread([path for path, _ in entries], [value for _, value in entries], paths, one=1.0)
+
+
+def scaled(net: Network, lr: Rates, by: Sequence[Any]) -> Rates:
+    """The same rates, that of each parameter times a number of its own; they may be traced."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(at_widths(net)[0])
+    paths = [path_of(path) for path, _ in leaves]
+
+    def at(*n: int) -> Any:
+        entries = [] if lr is None else _flat(lr(*n) if callable(lr) else lr)
+        rates = _spread([path for path, _ in entries], [value for _, value in entries], paths, one=1.0)
+        return jax.tree.unflatten(tree, [a * b for a, b in zip(rates, by, strict=True)])
+
+    return at if callable(lr) else at()
 
 
 def _flat(lr: Any) -> list[tuple[Path, Any]]:

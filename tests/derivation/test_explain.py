@@ -9,6 +9,7 @@ import pytest
 
 import anywidth as aw
 import networks
+import test_rates
 from anywidth import zoo
 from anywidth.derivation.document import Explanation, derivation
 from anywidth.derivation.reading import reading
@@ -152,6 +153,35 @@ def test_shares_sum_to_the_ntk(explained):
     np.testing.assert_allclose(total, aw.ntk(net)(x, y), rtol=1e-10, atol=1e-12)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(net.init(8))]
     assert list(found.contributions) == paths
+
+
+RATES = {
+    "standard": (test_rates.standard(), lambda n: {"W": 1 / n, "v": 1 / n, "b": [1.0, 0.0]}),
+    "maximal update": test_rates.maximal_update_by_rates(),
+    "frozen": (test_rates.ntk_parametrization(), {"U": 0.0, "v": 2.0}),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_shares_are_those_at_the_learning_rates(name):
+    net, lr = RATES[name]
+    found = aw.explain(net, X[0], X[1], lr=lr)
+    total = sum(np.asarray(v) for v in found.contributions.values())
+    np.testing.assert_allclose(total, aw.ntk(net, lr=lr)(X[0], X[1]), rtol=1e-10)
+    assert ("the output vanishes" in str(found)) == (name == "maximal update")
+    assert " learning rate " in str(found)
+
+
+def test_layers_with_rates_of_their_own_are_not_written_as_one():
+    """The second of six is frozen, the fourth learns at another rate."""
+    net = zoo.mlp(3, 6, varb=0.1)
+    found = str(Explanation(tuple(derivation(reading(net, X[0], {"W": {1: 0.0, 3: 0.5}}))), {}))
+    assert "2 ≤ ℓ ≤ 6" in read(net, X[0])
+    assert "5 ≤ ℓ ≤ 6" in found
+    assert found.count("η(") == 1
+    assert "h^1 = W^1 x / √3 + b^1" in found
+    assert "Θ[h^4, h^4'] = η(W^4) E[s^3 s^3'] + var(W^4) Θ[s^3, s^3'] + 1" in found
+    assert "Θ[h^2, h^2'] = var(W^2) Θ[s^1, s^1'] + 1" in found
 
 
 def test_examples_of_different_shapes():

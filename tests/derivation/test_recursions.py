@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,14 @@ import pytest
 
 import anywidth as aw
 import networks
+import test_rates
 from anywidth import zoo
 from anywidth.derivation import terms as tm
 from anywidth.derivation.derive import Book, rules
 from anywidth.derivation.reading import reading
 from anywidth.derivation.terms import Index, Num, Op, Sym
 
+ROWS = np.random.default_rng(1).normal(size=(9, 13))
 X = np.random.default_rng(0).normal(size=(9, 3))
 N = 7.0  # every power of n cancels, so any number does
 
@@ -32,16 +35,42 @@ def erf(q, r, c):
 
 
 PAIRS = {"fn:relu": relu, "fn:erf": erf}
+W, STEP = np.exp(np.arange(-28.0, 9.0, 0.3)), 0.3  # exponentially good for what dies out like powers of w at both ends
+
+
+def normalised(own, other, cross, moved):
+    """E[relu(g_i / |g|) relu(g'_j / |g'|)] for all i and j, and its derivative as the covariance of g and g' is moved.
+
+    With r^(-1/2) = 2/sqrt(pi) int exp(-w^2 r) dw for each copy: g and g' are Gaussian under the weight too, and what is
+    left is the kernel of relu.
+    """
+    m = len(own)
+    w, v = (a.ravel()[:, None, None] for a in np.meshgrid(W, W, indexing="ij"))
+    weight = 2 * jnp.concatenate([jnp.repeat(a[:, 0] ** 2, k, 1) for a, k in ((w, m), (v, len(other)))], 1)
+
+    def value(cross):
+        whole = jnp.block([[own, cross], [cross.T, other]])
+        system = jnp.eye(len(whole)) + whole * weight[:, None, :]
+        under = jnp.linalg.solve(system, jnp.broadcast_to(whole, system.shape))
+        q = jnp.diagonal(under, axis1=1, axis2=2)
+        q, r, c = q[:, :m, None], q[:, None, m:], under[:, :m, m:]
+        square = q * r - c * c  # may be rounding, where the weight leaves nothing
+        root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+        pair = (root + c * (jnp.pi - jnp.arctan2(root, c))) / (2 * jnp.pi)
+        return (4 / jnp.pi * STEP**2 * w * v / jnp.sqrt(jnp.linalg.det(system))[:, None, None] * pair).sum(0)
+
+    return jax.jit(lambda c, d: jax.jvp(value, (c,), (d,)))(cross, moved)
 
 
 class Evaluator:
     """`value(term)` for two examples: unprimed symbols are of the first one, primed symbols of the second."""
 
-    def __init__(self, net, x, y):
-        read, other = reading(net, x), reading(net, y)
+    def __init__(self, net, x, y, lr=None):
+        read, other = reading(net, x, lr), reading(net, y, lr)
+        self.rates = {path: c * N ** float(p) for path, (c, p) in (read.rates or {}).items()}
         self.sizes = [len(x), len(y)]
         self.inputs = [np.asarray(x), np.asarray(y)]
-        self.vars = {p.leaf.name: float(p.leaf.var) for p in read.parameters.items}
+        self.vars = {p.leaf.name: float(p.leaf.var) * N ** float(2 * p.leaf.size) for p in read.parameters.items}
         self.definitions = {(d.symbol.name, d.symbol.sup): d for d in read.definitions if d.kind == "number"}
         # of the first example, of both, of the second
         pairs = (read, read), (read, other), (other, other)
@@ -53,6 +82,7 @@ class Evaluator:
             for p, q in pairs
         ]
         self.inner = functools.cache(self._inner)
+        self.batches = functools.cache(self._batches)
 
     def value(self, t, at, copies=(0, 1)):
         """`at` gives the numbers of index letters, by letter and prime."""
@@ -88,6 +118,8 @@ class Evaluator:
             return float(np.dot(p[0], q[0])) if a[0].sub else float(self.inputs[copies[0]] @ self.inputs[copies[1]])
         if t.head == "fn:var":
             return self.vars[a[0].leaf]
+        if t.head == "fn:rate":
+            return self.rates[a[0].leaf]
         if t.head == "fn:where":
             return v(a[1]) if v(a[0]) else v(a[2])
         simple = {
@@ -113,13 +145,36 @@ class Evaluator:
         copies = (copy, copy2)
         if rule.covariance is not None:
             return self.value(rule.covariance, at, copies), self.value(rule.theta, at, copies)
+        if rule.argument is None:
+            value, slope = self.batches(name, sup, copies)
+            return value[sub[0] - 1, sub2[0] - 1], slope[sub[0] - 1, sub2[0] - 1]
         u, v = rule.argument, tm.primed(rule.argument)
         q, r, c = (self.value(tm.expectation(*p), at, copies) for p in ((u, u), (v, v), (u, v)))
         value, slope = PAIRS[d.body.head](q, r, c)
         return value, slope * self.value(tm.theta(u, v), at, copies)
 
+    def _batches(self, name, sup, copies):
+        """(E[s_i s'_j], Theta[s_i, s'_j]) of relu(c g_i / |g|), |g| over the batch, from the covariances of g."""
+        rule = self.rules[sum(copies)][name, sup, False]
+        (g,) = {replace(a, sub=()) for a in rule.arguments}
+        scale = 1.0
+        for d in (rule.definition, rule.twin):
+            i, k = d.indices[0], Index("k")
+            square = Op("sum", (k, tm.power(replace(g, sub=(k,)), 2)))
+            (size,) = (f for f in d.body.args[0].args if isinstance(f, Num))
+            assert d.body == tm.fn("relu", tm.div(tm.mul(size, replace(g, sub=(i,))), tm.power(square, 0.5)))
+            scale *= size.value
+        one, two = ([(g.name, g.sup, (j + 1,), c) for j in range(self.sizes[c])] for c in copies)
+        own, other = (np.array([[self.inner(a, b)[0] for b in e] for a in e]) for e in (one, two))
+        both = np.array([[self.inner(a, b) for b in two] for a in one])
+        return [scale * np.asarray(a) for a in normalised(own, other, both[..., 0], both[..., 1])]
+
     def kernels(self):
-        return self.inner(("f", (), (), 0), ("f", (), (), 1))
+        """Of a number, or of an output for each row of the examples."""
+        if ("f", (), False) in self.rules[1] and not self.rules[1]["f", (), False].definition.indices:
+            return self.inner(("f", (), (), 0), ("f", (), (), 1))
+        one, two = ([("f", (), (j + 1,), c) for j in range(self.sizes[c])] for c in (0, 1))
+        return np.moveaxis(np.array([[self.inner(a, b) for b in two] for a in one]), -1, 0)
 
 
 BOTTLENECK = networks.get("mlp_bottleneck_expand")
@@ -129,12 +184,19 @@ NETWORKS = {
     "transformer": (zoo.transformer(3, 2, varu=1.6, varb=0.1, varw=1.3), X[:3], X[3:7]),
     "causal transformer": (zoo.transformer(3, 1, causal=True), X[:3], X[3:5]),
     "widths n/2 and 4n": (BOTTLENECK.net, BOTTLENECK.x, BOTTLENECK.y),
+    "batchnorm": (zoo.batchnorm_mlp(13, 2), ROWS[:5], ROWS[5:9]),
+    "standard parametrization": (
+        test_rates.standard(),
+        X[0],
+        X[1],
+        lambda n: {"W": 1 / n, "v": 2 / n, "b": [0.5, 0.0]},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_printed_recursions_give_the_kernels(name):
-    net, x, y = NETWORKS[name]
-    found = Evaluator(net, jnp.asarray(x), jnp.asarray(y)).kernels()
-    expected = jax.jit(lambda x, y: tuple(aw.kernels(net)(x, y)))(x, y)
-    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    net, x, y, *lr = NETWORKS[name]
+    found = Evaluator(net, jnp.asarray(x), jnp.asarray(y), *lr).kernels()
+    expected = jax.jit(lambda x, y: tuple(aw.kernels(net, lr=lr[0] if lr else None)(x, y)))(x, y)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)

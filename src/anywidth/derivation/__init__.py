@@ -2,7 +2,7 @@
 
 `read.py` walks the traced program with mathematics in place of numbers, `rules.py` says how each primitive is written,
 `layers.py` finds layers that repeat, `derive.py` turns definitions into covariances and their derivatives in epsilon,
-`document.py` puts them in order, `terms.py` prints them.
+`document.py` puts them in order, `printing.py` and `formats.py` print them.
 """
 
 from anywidth.derivation.document import Explanation, explain

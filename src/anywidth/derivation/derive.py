@@ -156,6 +156,13 @@ def variance(p: Sym) -> Term:
     return Op("fn:var", (replace(p, sub=(), primed=False),))
 
 
+def rate(p: Sym) -> Term:
+    """What multiplies the parameter's epsilon."""
+    if p.rate == "η":
+        return Op("fn:rate", (replace(p, sub=(), primed=False),))
+    return Num(float(p.rate))
+
+
 def covariance(atoms: Sequence[Atom], others: Sequence[Atom], book: Book, derivative: bool) -> Term:
     """E[a b'], or its derivative in epsilon, by bilinearity."""
     out: list[Term] = []
@@ -211,14 +218,14 @@ def _pair(a: Atom, b: Atom, book: Book, derivative: bool) -> Term:
         same = _same_entry(a.parameter, b.parameter)
         var = variance(a.parameter)
         if a.ket is None or b.ket is None:
-            return tm.mul(coef, Num(1.0) if derivative else var, *same)
+            return tm.mul(coef, rate(a.parameter) if derivative else var, *same)
         wide = book.ket(a.ket)
         x, y = a.ket, tm.primed(b.ket)
         inner = tm.expectation(x, y) if wide else Op("fn:dot", (x, y))
         width = tm.number(a.parameter.width, 1) if wide else tm.ONE
         if not derivative:
             return tm.mul(coef, width, var, inner, *same)
-        more = tm.mul(coef, width, inner, *same)
+        more = tm.mul(coef, width, rate(a.parameter), inner, *same)
         return tm.add(more, tm.mul(coef, width, var, tm.theta(x, y), *same)) if wide else more
     assert a.ket is not None
     assert b.ket is not None

@@ -1,47 +1,28 @@
-"""The derivation as a document: sections, in Markdown, LaTeX or plain text."""
+"""The derivation as a document: what its sections say."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from anywidth import _compat
 from anywidth.derivation import terms as tm
 from anywidth.derivation.contributions import contributions
 from anywidth.derivation.derive import Book, Cross, Rule, crosses, rules
+from anywidth.derivation.formats import Cell, Formula, Line, Section, Words, markdown, plain, tex, values
 from anywidth.derivation.layers import Block, Item
 from anywidth.derivation.printing import latex, text
 from anywidth.derivation.read import Definition
 from anywidth.derivation.reading import Reading, reading
-from anywidth.derivation.terms import Op, Sym, Term
+from anywidth.derivation.terms import Op, Sym
 from anywidth.expect.methods import NORMALISED
 from anywidth.network import Network
-
-# Words and formulas: a formula is a term, or its LaTeX and its text.
-Formula = Term | tuple[str, str]
-Words = tuple[str | Formula, ...]
-
-
-@dataclass(frozen=True)
-class Line:
-    """A formula, and what is said of it."""
-
-    left: Term
-    right: Formula
-    remark: Words = ()
-
-
-@dataclass(frozen=True)
-class Section:
-    title: str
-    prose: Words
-    lines: tuple[Line, ...] = ()
-    table: tuple[tuple[str | Term, ...], ...] = ()  # its first row is the head
+from anywidth.rates import Rates
 
 
 @dataclass(frozen=True)
@@ -50,33 +31,34 @@ class Explanation:
 
     Shown as Markdown in a notebook and as text by `print`; `latex()` is for a paper. `contributions` is what each
     parameter adds to the NTK at the given examples, by the parameter's path in `init(n)`: they sum to
-    `aw.ntk(net)(x, y)`, to rounding, or to the standard error of what had to be sampled.
+    `aw.ntk(net, lr=lr)(x, y)`, to rounding, or to the standard error of what had to be sampled.
     """
 
     sections: tuple[Section, ...]
     contributions: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return "\n\n".join(_plain(s) for s in self.sections)
+        return "\n\n".join(plain(s) for s in self.sections)
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_markdown_(self) -> str:
-        return "\n\n".join(_markdown(s) for s in self.sections)
+        return "\n\n".join(markdown(s) for s in self.sections)
 
     def latex(self) -> str:
         """A LaTeX fragment; needs amsmath and amssymb."""
-        return "\n\n".join(_tex(s) for s in self.sections)
+        return "\n\n".join(tex(s) for s in self.sections)
 
 
-def explain(net: Network, x: Any, y: Any = None) -> Explanation:
+def explain(net: Network, x: Any, y: Any = None, *, lr: Rates = None) -> Explanation:
     """The derivation of the NNGP and the NTK of a network on examples like x.
 
     Args:
         net: the network.
         x: an example; the derivation is of the program that the network is on its shapes.
         y: another example, perhaps of another shape; x if None.
+        lr: learning-rate multipliers as for `aw.ntk`; the NTK and what parameters contribute are at these rates.
 
     Returns:
         An `Explanation`: the random vectors under the names of the parameters, what is Gaussian and why, every
@@ -85,15 +67,16 @@ def explain(net: Network, x: Any, y: Any = None) -> Explanation:
 
     Raises:
         NoLimitError, UnsupportedError, InputError: as `aw.ntk` does; a network without a limit has no derivation.
+            That the output vanishes, as in maximal-update parametrization, is said and is no error.
 
     Reference: Yang, Tensor Programs II (2020).
     """
     x = jax.tree.map(jnp.asarray, x)
     y = x if y is None else jax.tree.map(jnp.asarray, y)
-    shares, nngp, ntk = contributions(net, x, y)
-    read = reading(net, x)
+    shares, nngp, ntk = contributions(net, x, y, lr)
+    read = reading(net, x, lr)
     shapes = [[jnp.shape(a) for a in jax.tree.leaves(e)] for e in (x, y)]
-    other = read if shapes[0] == shapes[1] else reading(net, y)
+    other = read if shapes[0] == shapes[1] else reading(net, y, lr)
     return Explanation((*derivation(read, other), _evaluated(read, shares, nngp, ntk)), shares)
 
 
@@ -178,11 +161,15 @@ def derivation(read: Reading, other: Reading | None = None) -> Iterable[Section]
         ),
         (*_covariances(generic), *_crosses(more, False, bool(sample))),
     )
+    rated = any(s.rate == "η" for s in read.names.values())
+    frozen = any(s.rate == "0" for s in read.names.values())
     yield Section(
         "NTK",
         (
             "Let each parameter and its twin in the other copy have covariance ",
-            (r"\sigma^2 + \varepsilon", "var + ε"),
+            (r"\sigma^2 + \eta\,\varepsilon", "var + η ε") if rated else (r"\sigma^2 + \varepsilon", "var + ε"),
+            *((" with its learning rate ", ("\\eta", "η"), " (1 where none is written)") if rated else ()),
+            *((", but for those that are frozen",) if frozen else ()),
             ". The NTK is the derivative in ",
             _EPSILON,
             " at 0 of the NNGP (Price's theorem), written ",
@@ -194,22 +181,32 @@ def derivation(read: Reading, other: Reading | None = None) -> Iterable[Section]
 
 
 def _evaluated(read: Reading, shares: Mapping[str, Any], nngp: Any, ntk: Any) -> Section:
-    rows: list[tuple[str | Term, ...]] = [("parameter", "its share of the NTK")]
-    rows += [(read.names[k], _value(v)) for k, v in shares.items()]
-    rows.append(("sum: the NTK", _value(ntk)))
-    return Section("At the given examples", (f"The NNGP is {_value(nngp)}.",), (), tuple(rows))
+    rows: list[tuple[Cell, ...]] = [("parameter", "its share of the NTK")]
+    rows += [(read.names[k], values(v)) for k, v in shares.items()]
+    rows += [("sum: the NTK", values(ntk))]
+    rows += [("the NNGP", "none: the output vanishes as the width grows" if nngp is None else values(nngp))]
+    return Section("At the given examples", (), (), tuple(rows))
 
 
-def _variances(read: Reading) -> tuple[tuple[str | Term, ...], ...]:
-    rows: list[tuple[str | Term, ...]] = [("parameter", "in init(n)", "shape", "variance")]
+def _variances(read: Reading) -> tuple[tuple[Cell, ...], ...]:
+    rows: list[tuple[Cell, ...]] = [("parameter", "in init(n)", "shape", "variance")]
+    if read.rates is not None:
+        rows[0] += ("learning rate",)
     for p in read.parameters.items:
         shape = " × ".join(str(s) for s in p.leaf.shape) or "1"
-        value = p.leaf.var
-        var = "traced" if isinstance(value, jax.core.Tracer) else f"{float(value):.6g}"
-        var += f" n^{2 * p.leaf.size}" if p.leaf.size else ""
-        var += " (constant, trained)" if p.leaf.zero_var else ""
-        rows.append((read.names[p.leaf.name], p.leaf.name, shape, var))
+        var = _of_width(p.leaf.var, 2 * p.leaf.size)
+        var += " (constant, trained)" if p.leaf.zero_var and read.names[p.leaf.name].rate != "0" else ""
+        rates = () if read.rates is None else (_of_width(*read.rates[p.leaf.name]),)
+        rows.append((read.names[p.leaf.name], p.leaf.name, shape, var, *rates))
     return tuple(rows)
+
+
+def _of_width(value: Any, power: Fraction) -> str:
+    number = "traced" if _compat.is_tracer(value) else f"{float(value):.6g}"
+    if not power or number == "0":
+        return number
+    size = "n" if abs(power) == 1 else f"n^{abs(power)}" if power.denominator == 1 else f"n^({abs(power)})"
+    return f"{number}/{size}" if power < 0 else size if number == "1" else f"{number} {size}"
 
 
 def _averages(shown: Sequence[tuple[Definition, Words]]) -> list[Op]:
@@ -318,91 +315,6 @@ def _crosses(found: Sequence[Cross], derivative: bool, layers: bool) -> Iterable
 
 
 _OTHER = ("u'", "u'")
-
-
-def _value(v: Any) -> str:
-    leaves = [np.asarray(a) for a in jax.tree.leaves(v)]
-    if len(leaves) == 1 and leaves[0].size == 1:
-        return f"{float(leaves[0].reshape(())):.6g}"
-    return "; ".join(np.array2string(a, precision=4, threshold=16, separator=", ").replace("\n", " ") for a in leaves)
-
-
-# --- printing ------------------------------------------------------------------------------------------
-
-
-def _formula(f: Formula, tex: bool) -> str:
-    if isinstance(f, tuple):
-        return f[0 if tex else 1]
-    return latex(f) if tex else text(f)
-
-
-def _text_words(words: Words) -> str:
-    return "".join(w if isinstance(w, str) else _formula(w, False) for w in words)
-
-
-def _tex_words(words: Words, escape: Callable[[str], str]) -> str:
-    return "".join(escape(w) if isinstance(w, str) else f"${_formula(w, True)}$" for w in words)
-
-
-def _plain(s: Section) -> str:
-    out = [s.title, *textwrap.wrap(_text_words(s.prose), 100)]
-    for line in s.lines:
-        formula = f"  {text(line.left)} = {_formula(line.right, False)}"
-        remark = _text_words(line.remark)
-        if len(formula) <= 44 and len(remark) <= 40:
-            out.append(f"{formula:<46}{remark}".rstrip())
-        else:
-            out.append(formula)
-            out += textwrap.wrap(remark, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    if s.table:
-        table = [[_text_words((c,)) for c in row] for row in s.table]
-        widths = [max(len(c) for c in column) for column in zip(*table, strict=True)]
-        out += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
-    return "\n".join(out)
-
-
-def _markdown(s: Section) -> str:
-    out = [f"### {s.title}", _tex_words(s.prose, str)]
-    for line in s.lines:
-        formula, remark = f"{latex(line.left)} = {_formula(line.right, True)}", _tex_words(line.remark, str)
-        if remark and len(_text_words(line.remark)) <= 40:
-            formula, remark = rf"{formula} \qquad \text{{{remark}}}", ""
-        out += [f"$$ {formula} $$", remark] if remark else [f"$$ {formula} $$"]
-    if s.table:
-        head, *rows = ["| " + " | ".join(_cell(c) for c in row) + " |" for row in s.table]
-        out.append("\n".join([head, "|" + " --- |" * len(s.table[0]), *rows]))
-    return "\n\n".join(out)
-
-
-def _cell(c: str | Term) -> str:
-    if not isinstance(c, str):
-        return f"${latex(c)}$"
-    return f"`{c}`" if c.startswith("[") else c
-
-
-def _tex(s: Section) -> str:
-    out = [rf"\subsection*{{{s.title}}}", _tex_words(s.prose, _escaped)]
-    if s.lines:
-        rows = [
-            rf"{latex(line.left)} &= {_formula(line.right, True)}"
-            + (rf" && \text{{{_tex_words(line.remark, _escaped)}}}" if line.remark else "")
-            for line in s.lines
-        ]
-        out.append("\\begin{align*}\n" + " \\\\\n".join(rows) + "\n\\end{align*}")
-    if s.table:
-        body = " \\\\\n".join(" & ".join(_tex_words((c,), _escaped) for c in row) for row in s.table)
-        out.append(rf"\begin{{tabular}}{{{'l' * len(s.table[0])}}}" + "\n" + body + "\n\\end{tabular}")
-    return "\n\n".join(out)
-
-
-_ESCAPES = {
-    "_": r"\_", "^": r"\^{}", "&": r"\&", "#": r"\#", "%": r"\%", "ε": r"$\varepsilon$", "∂": r"$\partial$",
-    "≤": r"$\le$", "×": r"$\times$", "·": r"$\cdot$", "∫": r"$\int$", "√": r"$\surd$", "π": r"$\pi$", "²": "$^2$",
-}  # fmt: skip
-
-
-def _escaped(s: str) -> str:
-    return "".join(_ESCAPES.get(c, c) for c in s)
 
 
 __all__ = ["Explanation", "derivation", "explain"]

@@ -6,6 +6,7 @@ every number in the name of a parameter by its distance from the block's.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -123,12 +124,17 @@ def _first_number(blocks: Sequence[Definition], period: int) -> int:
 
 def _out_of_the_way(definitions: Sequence[Definition], table: dict[Sym, Sym]) -> None:
     """Symbols outside the blocks must not have the names of those inside."""
-    last = {s.name: max(t.sup[0] for t in table.values() if t.name == s.name) for s in table.values()}  # type: ignore[type-var]
+    taken = {s.name: {t.sup[0] for t in table.values() if t.name == s.name} for s in table.values()}
+    inside = set(table)
+    before = True
     for d in definitions:
         s = bare(d.symbol)
-        if s not in table and s.name in last:
-            last[s.name] += 1  # type: ignore[operator]
-            table[s] = replace(s, sup=(last[s.name],))
+        before = before and s not in inside
+        if s not in table and s.name in taken:
+            free = itertools.count(1 if before else max(taken[s.name]) + 1)  # type: ignore[operator, type-var]
+            number = next(k for k in free if k not in taken[s.name])
+            taken[s.name].add(number)
+            table[s] = replace(s, sup=(number,))
 
 
 def _renamed(d: Definition, table: Mapping[Sym, Sym]) -> Definition:

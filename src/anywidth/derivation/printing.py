@@ -90,6 +90,7 @@ _COMPARE = {
 _WRITTEN: dict[str, tuple[Any, Any]] = {
     "dot": (lambda a, b: rf"{a} \cdot {b}", lambda a, b: f"{a}·{b}"),
     "var": (lambda a: rf"\sigma^2_{{{a}}}", lambda a: f"var({a})"),
+    "rate": (lambda a: rf"\eta_{{{a}}}", lambda a: f"η({a})"),
     "same": (lambda a, b: rf"1_{{{a} = {b}}}", lambda a, b: f"1[{a} = {b}]"),
     "softmax": (lambda j, a: rf"\operatorname{{softmax}}_{{{j}}}\left({a}\right)", lambda j, a: f"softmax_{j}({a})"),
     "where": (

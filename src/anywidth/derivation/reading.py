@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from anywidth import _compat
 from anywidth.derivation import terms as tm
 from anywidth.derivation.layers import Item, bare, compressed
 from anywidth.derivation.read import Definition, Reader, Val
@@ -21,6 +23,7 @@ from anywidth.expect.sampler import Sampler
 from anywidth.kernels import pair
 from anywidth.network import Network
 from anywidth.parameters import Parameters, read_parameters, read_program
+from anywidth.rates import Rates, rates_of
 
 OWN = {"h", "s", "a", "c", "f", "x", "q"}  # letters that the derivation uses itself
 
@@ -38,10 +41,11 @@ class Reading:
     padded: bool  # whether windows reach over an edge
     ways: Ways  # by which the engine computes its expectations
     shifted: frozenset[str]  # parameters whose mean is not zero
+    rates: Mapping[str, tuple[Any, Fraction]] | None  # (c, p) of the learning rate c n^p of each parameter, if given
 
 
-def reading(net: Network, x: Any) -> Reading:
-    """The network on the shapes of x."""
+def reading(net: Network, x: Any, lr: Rates = None) -> Reading:
+    """The network on the shapes of x, its parameters trained at these rates."""
     if net.second_width:
         raise UnsupportedError("the derivation of a network with two widths, init(n, heads), cannot be written yet")
     floats = [a.dtype for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.floating)]
@@ -49,6 +53,8 @@ def reading(net: Network, x: Any) -> Reading:
     parameters = read_parameters(net, dtype)
     program, _ = read_program(net, parameters, x, dtype)
     names = _names([p.leaf.name for p in parameters.items])
+    rates = dict(zip(names, rates_of(net, lr), strict=True))
+    names = {path: replace(s, rate=_rate(*rates[path])) for path, s in names.items()}
     reader = Reader(shifted=frozenset(p.leaf.name for p in parameters.items if p.mean is not None))
     symbols = _input_names(x)
     inputs = [_parameter(names[p.leaf.name], p.leaf) for p in parameters.items]
@@ -61,16 +67,23 @@ def reading(net: Network, x: Any) -> Reading:
         free = tuple(i for i in at if isinstance(i, Index))
         definitions.append(Definition(symbol, free, out.at(at), "output", out.leaves, True, "", out.places))
     items, named = compressed(_numbered(_inlined(_own_places(definitions))))
-    steps, ways = dict(reader.sizes), _ways(net, x)
+    steps, ways = dict(reader.sizes), _ways(net, x, lr)
     return Reading(
-        tuple(items), tuple(named), parameters, names, tuple(symbols), steps, reader.padded, ways, reader.shifted
-    )
+        tuple(items), tuple(named), parameters, names, tuple(symbols), steps, reader.padded, ways, reader.shifted,
+        None if lr is None else rates,
+    )  # fmt: skip
 
 
-def _ways(net: Network, x: Any) -> Ways:
+def _rate(value: Any, power: Fraction) -> str:
+    if _compat.is_tracer(value) or (float(value) and (float(value) != 1 or power)):
+        return "η"
+    return "1" if float(value) else "0"
+
+
+def _ways(net: Network, x: Any, lr: Rates) -> Ways:
     """The methods of the engine, on examples of the shape of x: the kernel is traced and not computed."""
     with recording() as ways:
-        jax.eval_shape(lambda a, b: pair(net, "ntk", a, b, Sampler()), x, x)
+        jax.eval_shape(lambda a, b: pair(net, "ntk", a, b, Sampler(), lr), x, x)
     return ways
 
 

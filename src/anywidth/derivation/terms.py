@@ -42,6 +42,7 @@ class Sym:
     sub: tuple[Term, ...] = ()
     primed: bool = False
     leaf: str = ""  # the parameter it is, if it is one
+    rate: str = "1"  # how fast the parameter learns: 1, 0, or η for any other number
     width: float = field(default=1.0, compare=False)  # of the axis along which the parameter is multiplied, over n
 
     @property
@@ -152,6 +153,10 @@ def total(i: Index, body: Term) -> Term:
             return substituted(mul(*(g for g in factors if g is not f)), {i: j})
     outside = [f for f in factors if i not in indices_of(f)]
     inside = [f for f in factors if i in indices_of(f)]
+    sums = [f for f in inside if isinstance(f, Op) and f.head == "sum"]
+    if len(sums) == 1 and len(inside) > 1:  # one fraction rather than one within another
+        j, inner = sums[0].args
+        inside = [Op("sum", (j, mul(*(f for f in inside if f is not sums[0]), inner)))]
     return mul(*outside, Op("sum", (i, mul(*inside))))
 
 
