@@ -118,7 +118,6 @@ def test_ntk_against_simulation(cell, length):
 def test_gru_of_the_reference(tol, close):
     """The two sentences of Tensor Programs I; the states of the first against those of the second."""
     reference = np.load(REFERENCE)
-    half = lambda t: (1 + jax.lax.erf(t)) / 2  # noqa: E731
     with jax.enable_x64(True):
         vectors = np.asarray(reference["glove_vecs"], float)
         net = zoo.gru(300, jax.lax.erf, gate=half, varb=1.0, pool="none")
@@ -126,18 +125,68 @@ def test_gru_of_the_reference(tol, close):
     assert np.abs(value - reference["gru"][:7, 7:]).max() < close
 
 
-def test_given_what_is_sampled_a_gru_is_what_its_paths_are(monkeypatch):
-    """Integrating the candidate and the reset gate changes the estimate within its error, and makes it smaller."""
-    net = zoo.gru(3, jax.lax.erf, gate=lambda t: (1 + jax.lax.erf(t)) / 2, varb=1.0, pool="none")
+@pytest.mark.parametrize(("cell", "gain"), [(zoo.gru, 0.5), pytest.param(zoo.lstm, 0.9, marks=pytest.mark.long)])
+def test_given_what_is_sampled_a_cell_is_what_its_paths_are(cell, gain, monkeypatch):
+    """Integrating the candidate and the reset gate, or the output gate, stays within the error, which gets smaller."""
+    net = cell(3, jax.lax.erf, gate=half, varb=1.0, pool="none")
     with jax.enable_x64(True):
-        found = []
-        for given in (gated.given, lambda *_: None):
+        found, integrated = [], []
+        original = gated.given
+        for given in (lambda *a: integrated.append(original(*a)) or integrated[-1], lambda *_: None):
             monkeypatch.setattr(gated, "given", given)
             found.append(jax.jit(controlled(net))(X, Y))
     (value, error), (whole, coarse) = found
+    assert all(integrated)
     assert (error > 0).all()
-    assert error.max() < 0.5 * coarse.max()
+    assert error.max() < gain * coarse.max()
     assert (np.abs(value - whole) < 5 * np.hypot(error, coarse)).all()
+
+
+@pytest.mark.parametrize("net", ["product", pytest.param("gru", marks=pytest.mark.long)])
+def test_symmetric_to_the_last_bit(net):
+    """K(x, y) and K(y, x) transposed, sampled: examples of one shape and of two."""
+    if net == "gru":
+        net, pairs = zoo.gru(3, pool="none"), [(X, Y), (X, -X)]
+    else:
+        init = lambda n: {"A": aw.Normal((n, 3)), "B": aw.Normal((n, 3)), "v": aw.Normal((n,))}  # noqa: E731
+        net = aw.Network(init, lambda p, x: p["v"] @ jnp.tanh((p["A"] @ x) * (p["B"] @ x)) / jnp.sqrt(p["v"].size))
+        pairs = [(X[0], X[1]), (X[2], X[0])]
+    with jax.enable_x64(True):
+        kernels = aw.kernels(net, tol=1e-2)
+        for x, y in pairs:
+            one, two = kernels(x, y), kernels(y, x)
+            assert np.max(one.error.ntk) > 0
+            for a, b in zip((*one, *one.error), (*two, *two.error), strict=True):
+                assert np.array_equal(a, np.transpose(b))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("start", [1.0, 0.0])
+def test_derivatives_where_nothing_is_left_to_draw(start):
+    """Of K(x, x) in its first argument, with a first token that may be zero (no variance), and in a variance.
+
+    What is drawn at x + t a given x grows like |t|, times the error of the points: differences are off by that times the
+    step. Where tokens are zero an estimate jumps, so that the steps are long.
+    """
+    x = X * np.array([start, 1, 1])[:, None]
+    kernel = lambda b, points: aw.nngp(zoo.gru(3, jax.lax.erf, gate=half, varb=b), points=points)  # noqa: E731
+    bias = 0.3 if start else None
+    along = RNG.standard_normal(X.shape)
+    with jax.enable_x64(True):
+        slope = jax.jit(jax.grad(lambda a: kernel(bias, 2**14)(a, x)))(x)
+        step, points, close = (1e-5, 2**14, 1e-4) if start else (0.05, 2**16, 0.02)
+        moved = jax.jit(lambda t: kernel(bias, points)(x + t * along, x))
+        wanted = (moved(step) - moved(-step)) / (2 * step)
+        assert abs((slope * along).sum() - wanted) < close * abs(wanted)
+        own = lambda b: kernel(b, 2**14)(x, x)  # noqa: E731
+        change = jax.jit(lambda b: jax.jvp(own, (b,), (1.0,))[1])(0.3)
+        own = jax.jit(own)
+        assert abs(change - (own(0.3 + 1e-5) - own(0.3 - 1e-5)) / 2e-5) < 1e-6 * abs(change)
+
+
+def half(t):
+    """A sigmoid that has closed forms."""
+    return (1 + jax.lax.erf(t)) / 2
 
 
 def controlled(net):
