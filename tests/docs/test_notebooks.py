@@ -7,7 +7,6 @@ import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 NOTEBOOKS = [*sorted(p for p in (DOCS / "notebooks").glob("*.md") if p.stem != "index"), DOCS / "tutorial.md"]
-LONG = {"lstm-ntk", "your-own"}  # over a minute: `make long`, and the site's build, run it
 jupytext = pytest.importorskip("jupytext")
 
 
@@ -23,9 +22,7 @@ def shell(monkeypatch):
 
 
 @pytest.mark.filterwarnings("default")  # of the notebooks' own libraries
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=[pytest.mark.long] if p.stem in LONG else [], id=p.stem) for p in NOTEBOOKS]
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, shell):
     cells = [c.source for c in jupytext.read(path).cells if c.cell_type == "code"]
     assert cells
