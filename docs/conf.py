@@ -43,6 +43,7 @@ nb_merge_streams = True
 nb_render_markdown_format = "myst"  # derivations have equations and tables
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+default_role = "code"  # of docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autosummary_generate = True
