@@ -382,8 +382,12 @@ def _univariate(f: Any, g: Any, q1: Any, q2: Any, c: Any) -> Any:
     if not isinstance(f, Generic) and not isinstance(g, Generic) and closed.has_closed_form(f, g):
         methods.used(methods.CLOSED)
         return closed.pair(f, g, q1, q2, c)
-    (ff, fc, fb), (gf, gc, gb) = as_function(f), as_function(g)
     methods.used(methods.QUADRATURE)
+    for x, y, q in ((f, g, q2), (g, f, q1)):
+        if monomial(x) and x.k == 1 and isinstance(y, Generic) and not y.discontinuous:
+            q, c = jnp.broadcast_arrays(q, c)
+            return times(x.plus, quadrature.line(y.function, aligned(y.coefs, c), q, c, breaks=aligned(y.breaks, c)))
+    (ff, fc, fb), (gf, gc, gb) = as_function(f), as_function(g)
     return quadrature.pair(
         ff, aligned(fc, c), gf, aligned(gc, c), q1, q2, c, f_breaks=aligned(fb, c), g_breaks=aligned(gb, c)
     )

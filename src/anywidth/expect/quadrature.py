@@ -267,6 +267,35 @@ def _(fs, tol, primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _slopes(fs, tol, coefs, q, breaks):
+    """E[f'(u)] of each of the continuous functions."""
+    return _means(tuple(map(_slope, fs)), tol, coefs, q, breaks)
+
+
+@partial(_slopes.defjvp, symbolic_zeros=True)
+def _(fs, tol, primals, tangents):
+    coefs, q, breaks = primals
+    d_coefs, dq, _ = tangents
+    keys = list(map(_slope, fs))
+    compute = lambda keys: _means(keys, tol, *primals)
+    if not breaks:
+        return jax.jvp(
+            lambda q, *coefs: _means(tuple(keys), tol, coefs, q, breaks), *_instantiated((q, *coefs), (dq, *d_coefs))
+        )
+    # f' has jumps: what is differentiated is E[u f] / q
+    r = safe_recip(q)
+    terms = []
+    if not is_zero(dq):
+        terms.append(([[(r * r / 2, derived(k, 2, 0)), (-r / 2, k)] for k in keys], dq))
+    terms += [([[(r, _times_u(_slope_coef(f, i)))] for f in fs], d) for i, d in enumerate(d_coefs) if not is_zero(d)]
+    return _with_slopes(compute, keys, terms)
+
+
+def _instantiated(primals, tangents):
+    return primals, tuple(jnp.zeros_like(p) if is_zero(t) else t for p, t in zip(primals, tangents, strict=True))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _pairs(fgs, tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks):
     """E[f(u) g(v)] of each of the pairs (f, g) of functions, along a leading axis."""
     fs, gs = zip(*fgs, strict=True)
@@ -320,6 +349,15 @@ def mean(f, coefs, q, breaks=(), rtol=None):
     """
     (q,), (coefs, breaks), given = _align((q,), (coefs, breaks))
     return _means((f,), _tolerance(rtol, q.dtype), coefs, q, breaks)[0].astype(given)
+
+
+def line(f, coefs, q, c, breaks=(), rtol=None):
+    """E[u f(v, *coefs)] = c E[f'(v, *coefs)] of a continuous function: v has variance q, and c is Cov(u, v).
+
+    As `pair` with the identity, but a single integral.
+    """
+    (q, c), (coefs, breaks), given = _align((q, c), (coefs, breaks))
+    return (c * _slopes((f,), _tolerance(rtol, q.dtype), coefs, q, breaks)[0]).astype(given)
 
 
 def pair(f, f_coefs, g, g_coefs, q1, q2, c, f_breaks=(), g_breaks=(), rtol=None):
