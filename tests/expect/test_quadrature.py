@@ -193,3 +193,13 @@ def test_continuity_is_seen():
     assert continuous(_selected, (), (-1.0, 1.0))
     assert continuous(jax.nn.elu, (), (0.0,))
     assert not continuous(lambda u: jnp.where(u > 0.3, u, u - 1e-3), (), (0.3,))
+
+
+@pytest.mark.parametrize(("f", "breaks"), [(jnp.tanh, ()), pytest.param(shifted, (-0.7,), marks=long)])
+def test_a_line_times_a_function(f, breaks):
+    """E[u f(v)] as a single integral and as a double one, and its derivatives."""
+    line = lambda q, c: quadrature.line(f, (), q, c, breaks)
+    pair = lambda q, c: quadrature.pair(lambda u: u, (), f, (), 1.3, q, c, (), breaks)
+    found, expected = (jax.value_and_grad(g, (0, 1))(1.7, 0.6) for g in (line, pair))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-9)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-7)

@@ -96,7 +96,11 @@ def forms(gram: Any, node: Node) -> list[Mono]:
     if key not in table:
         small = frozenset(i for i, x in enumerate(node.args) if _no_variance(x))
         opaque = frozenset(i for i, x in enumerate(node.args) if not x.gaussian)
-        table[key] = Normaliser(node.coefs, small, opaque).form(node.expr)
+        # functions of the two copies are one and the same, so that what integrates them is traced once
+        alike = ("form of", node.expr, tuple(map(id, node.coefs)), small, opaque)
+        if alike not in table:
+            table[alike] = Normaliser(node.coefs, small, opaque).form(node.expr)
+        table[key] = table[alike]
     return table[key]
 
 

@@ -298,6 +298,11 @@ def _instantiated(primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _pairs(fgs, tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks):
     """E[f(u) g(v)] of each of the pairs (f, g) of functions, along a leading axis."""
+    return _integrated(fgs, tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks)
+
+
+@partial(jax.jit, static_argnums=(0, 1))  # traced once for the same functions and shapes
+def _integrated(fgs, tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks):
     fs, gs = zip(*fgs, strict=True)
     f2, trust_f = _size([_square(f) for f in fs], f_coefs, q1, f_breaks)
     g2, trust_g = _size([_square(g) for g in gs], g_coefs, q2, g_breaks)
