@@ -1258,6 +1258,6 @@ def linear_attention():
     return init, apply
 
 
-import heads  # noqa: E402, F401
+import many_heads  # noqa: E402, F401
 import several  # noqa: E402, F401
 import strangers  # noqa: E402, F401  registers more cases

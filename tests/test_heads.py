@@ -157,3 +157,22 @@ def test_finite_networks_have_both_widths():
     assert np.isfinite(half)
     with pytest.raises(ValueError, match="heads"):
         aw.check(net, X)
+
+
+def test_it_is_explained_and_drawn():
+    net = direct()
+    found = aw.explain(net, X[0], X[1])
+    k = aw.kernels(net, tol=1e-3)(X[0], X[1])
+    np.testing.assert_allclose(sum(found.contributions.values()), k.ntk, atol=4 * k.error.ntk)
+    np.testing.assert_allclose(found.contributions["['r']"], k.nngp, atol=4 * k.error.nngp)
+    lines = [" ".join(line.split()) for line in str(found).splitlines()]
+    assert "E[h^3_{i,j} h^3'_{i',j'}] = E[h^1_i h^1'_i'] E[h^2_j h^2'_j']" in lines
+    assert "√(n heads)" in aw.draw(net, X[0]).svg
+
+
+def test_gradients_in_the_inputs():
+    """Through an expectation that is sampled, of a softmax, which subtracts a maximum under stop_gradient."""
+    ntk = jax.jit(lambda x: aw.ntk(direct())(x, 0.6 * X[0] + X[1]))
+    step = 1e-3 * jax.random.normal(jax.random.key(3), X[0].shape)
+    slope = jax.jit(jax.grad(ntk))(X[0])
+    np.testing.assert_allclose(jnp.vdot(slope, 2 * step), ntk(X[0] + step) - ntk(X[0] - step), rtol=1e-5)

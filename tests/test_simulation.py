@@ -14,7 +14,8 @@ NOT_YET = {
 }
 # Those that compile for more than a few seconds.
 LONG = {
-    "heads_with_layers_of_their_own", "heads_on_a_normalised_stream", "heads_across_with_a_mask", "heads_with_positions",
+    "heads_with_layers_of_their_own", "heads_on_a_normalised_stream", "heads_across_with_a_mask",
+    "heads_with_positions",
     "batch_norm_tanh", "diagonal_state_space", "highway_of_gates", "max_pooling_over_positions",
     "softmax_pooling_of_each_channel",
     "activation_elu", "activation_gelu_tanh", "activation_hard_tanh", "activation_softplus", "attention_vmapped_heads",

@@ -1,4 +1,4 @@
-"""The networks of the zoo over images, graphs and tokens: theory against simulation, and what every kernel has to be."""
+"""The zoo over images, graphs and tokens: theory against simulation, and what every kernel has to be."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from anywidth import zoo
 rng = np.random.default_rng(7)
 IMAGES = rng.normal(size=(3, 4, 4, 2))
 EDGES = np.triu(rng.uniform(size=(3, 5, 5)) < 0.5, 1).astype(float)
-TOKENS = rng.normal(size=(3, 2, 3))
+TOKENS = rng.normal(size=(2, 3)) + 0.7 * rng.normal(size=(3, 2, 3))
 GRAPHS = (EDGES + EDGES.transpose(0, 2, 1), rng.normal(size=(3, 5, 2)))
 
 NETWORKS = {

@@ -88,21 +88,25 @@ def _select(which: Any, cases: Sequence[Any]) -> Any:
     return jnp.select([which == i for i in range(len(cases))], list(cases))
 
 
-def evaluated(e: Expr, args: Sequence[Any], coefs: Sequence[Any], detach: bool = True) -> Any:
+def evaluated(
+    e: Expr, args: Sequence[Any], coefs: Sequence[Any], detach: bool = True, held: Sequence[Any] | None = None
+) -> Any:
     """The expression at values of its arguments and coefficients, shared parts once.
 
-    `detach`: whether `stop_gradient` stops gradients.
+    `detach`: whether `stop_gradient` stops gradients; `held`: the arguments below it, if they are to be others.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[tuple[int, bool], Any] = {}
 
-    def of(e: Expr) -> Any:
+    def of(e: Expr, below: bool) -> Any:
         if e[0] in LEAVES:
-            return args[e[1]] if e[0] == "v" else coefs[e[1]] if e[0] == "c" else e[1]
-        if e[0] == "stop_gradient" and not detach:
-            return of(e[2])
-        if id(e) not in memo:
-            operands = [of(a) for a in e[2:]]
-            memo[id(e)] = e[1][0](*operands) if e[0] == "call" else bind(e[0], e[1], operands)
-        return memo[id(e)]
+            known = held if below and held is not None else args
+            return known[e[1]] if e[0] == "v" else coefs[e[1]] if e[0] == "c" else e[1]
+        if e[0] == "stop_gradient" and (held is not None or not detach):
+            return of(e[2], held is not None)
+        key = (id(e), below)
+        if key not in memo:
+            operands = [of(a, below) for a in e[2:]]
+            memo[key] = e[1][0](*operands) if e[0] == "call" else bind(e[0], e[1], operands)
+        return memo[key]
 
-    return of(e)
+    return of(e, False)

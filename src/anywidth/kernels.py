@@ -160,7 +160,8 @@ def _kernel(net: Network, which: str, accuracy: Accuracy, lr: Rates = None) -> C
         except (NoLimitError, UnsupportedError) as e:
             if not net.second_width:
                 raise
-            raise type(e)(readable(str(e))) from None
+            kind = NoLimitError if isinstance(e, NoLimitError) else UnsupportedError
+            raise kind(readable(str(e))) from None
         if which != "both":
             return value
         nngp, ntk = value

@@ -73,14 +73,18 @@ def order(size: Size) -> Fraction:
     return sum((HEADS_ORDER if name == "heads" else Fraction(1) for name in kind_of(size)), Fraction(0))
 
 
+def powers(order: Fraction) -> tuple[Fraction, Fraction]:
+    """(p, q) of a power of n that stands for n^p heads^q."""
+    k = int(order * HEADS_ORDER.denominator * 12) * pow(HEADS_ORDER.numerator, -1, HEADS_ORDER.denominator)
+    k = (k + HEADS_ORDER.denominator // 2) % HEADS_ORDER.denominator - HEADS_ORDER.denominator // 2
+    return order - Fraction(k, 12) * HEADS_ORDER, Fraction(k, 12)
+
+
 def readable(message: str) -> str:
     """A message with its powers of n written as powers of n and of heads."""
 
     def rewritten(found: Any) -> str:
-        total = Fraction(found.group(1))
-        k = int(total * HEADS_ORDER.denominator * 12) * pow(HEADS_ORDER.numerator, -1, HEADS_ORDER.denominator)
-        k = (k + HEADS_ORDER.denominator // 2) % HEADS_ORDER.denominator - HEADS_ORDER.denominator // 2
-        p, q = total - Fraction(k, 12) * HEADS_ORDER, Fraction(k, 12)
+        p, q = powers(Fraction(found.group(1)))
         return " ".join([*([f"n^{p}"] if p else []), *([f"heads^{q}"] if q else [])]) or "n^0"
 
     return re.sub(r"n\^(-?\d+(?:/\d+)?)", rewritten, message)

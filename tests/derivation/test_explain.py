@@ -69,6 +69,7 @@ def shared_residual():
 # only their formulas are looked at
 READ = {
     "gru": (gru(), X[:4]),
+    "attention": (zoo.attention(3, causal=True), X[:4]),
     "cnn": (zoo.cnn(3, 2, varb=0.1), np.ones((4, 4, 3))),
     "residual": (shared_residual(), X[0]),
     "mlp": (zoo.mlp(3, 4), X[0]),

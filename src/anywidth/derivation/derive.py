@@ -17,6 +17,8 @@ from anywidth.derivation.read import Definition
 from anywidth.derivation.terms import Index, Num, Op, Sym, Term
 from anywidth.expect.methods import CLOSED, COVARIANCE, ORDER, Ways
 
+OVER = "fn:over"  # (size, factors): a sum over one of two widths, Gaussian along the other
+
 
 @dataclass(frozen=True)
 class Atom:
@@ -74,7 +76,9 @@ class Book:
         return replace(s, sup=sup, sub=(), primed=False)
 
     def ket(self, t: Term) -> bool:
-        """Whether it is a random vector that was defined."""
+        """Whether it is a random vector that was defined, or a sum over one of two widths of such."""
+        if isinstance(t, Op) and t.head == OVER:
+            return True
         return isinstance(t, Sym) and any(
             self.base(d.symbol) == self.base(t) for d in self.definitions if d.kind != "number"
         )
@@ -139,7 +143,7 @@ def linear(t: Term, book: Book) -> list[Atom] | None:
     others = [f for f in random if f not in parameters]
     if len(parameters) > 1 or len(others) > 1:
         return None
-    if others and not isinstance(others[0], Sym):
+    if others and not isinstance(others[0], Sym) and not book.ket(others[0]):
         inner = None if others[0] is t else linear(others[0], book)
         if inner is None or (parameters and any(a.parameter is not None or a.ket is None for a in inner)):
             return None
@@ -222,15 +226,43 @@ def _pair(a: Atom, b: Atom, book: Book, derivative: bool) -> Term:
         wide = book.ket(a.ket)
         x, y = a.ket, tm.primed(b.ket)
         inner = tm.expectation(x, y) if wide else Op("fn:dot", (x, y))
-        width = tm.number(a.parameter.width, 1) if wide else tm.ONE
+        width = a.parameter.width if wide else tm.ONE
         if not derivative:
             return tm.mul(coef, width, var, inner, *same)
         more = tm.mul(coef, width, rate(a.parameter), inner, *same)
         return tm.add(more, tm.mul(coef, width, var, tm.theta(x, y), *same)) if wide else more
     assert a.ket is not None
     assert b.ket is not None
+    if OVER in (getattr(a.ket, "head", ""), getattr(b.ket, "head", "")):
+        return tm.mul(coef, _fluctuations(a.ket, b.ket, book, derivative))
     inside = (a.ket, tm.primed(b.ket))
     return tm.mul(coef, tm.theta(*inside) if derivative else tm.expectation(*inside))
+
+
+def _fluctuations(a: Term, b: Term, book: Book, derivative: bool) -> Term:
+    """Sums over one width, of terms that are independent: of each term with itself (central limit theorem)."""
+    if not (isinstance(a, Op) and isinstance(b, Op) and a.head == b.head == OVER):
+        return Num(0.0)
+    size, *own = a.args
+    left, right = own, [tm.primed(t) for t in b.args[1:]]
+    if not _independent(own, book):
+        return tm.mul(size, (tm.theta if derivative else tm.expectation)(tm.mul(*left), tm.mul(*right)))
+    pairs = list(zip(left, right, strict=True))
+    if not derivative:
+        return tm.mul(size, *(tm.expectation(u, v) for u, v in pairs))
+    return tm.mul(size, tm.add(*(
+        tm.mul(*((tm.theta if i == k else tm.expectation)(u, v) for i, (u, v) in enumerate(pairs)))
+        for k in range(len(pairs))
+    )))  # fmt: skip
+
+
+def _independent(factors: Sequence[Term], book: Book) -> bool:
+    """Whether two factors are products with parameters of which neither is in the other."""
+    found = [book.definition(t) for t in factors]
+    if len(found) != 2 or any(d is None for d in found):
+        return False
+    leaves = [{a.parameter.leaf for a in linear(d.body, book) or [] if a.parameter is not None} for d in found if d]
+    return all(leaves) and not leaves[0] & leaves[1]
 
 
 def _same_entry(p: Sym, q: Sym) -> list[Term]:

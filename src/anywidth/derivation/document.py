@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from anywidth import _compat
 from anywidth.derivation import terms as tm
 from anywidth.derivation.contributions import contributions
-from anywidth.derivation.derive import Book, Cross, Rule, crosses, rules
+from anywidth.derivation.derive import OVER, Book, Cross, Rule, crosses, rules
 from anywidth.derivation.formats import Cell, Formula, Line, Section, Words, markdown, plain, tex, values
 from anywidth.derivation.layers import Block, Item
 from anywidth.derivation.printing import latex, text
@@ -23,6 +23,7 @@ from anywidth.derivation.terms import Op, Sym
 from anywidth.expect.methods import NORMALISED
 from anywidth.network import Network
 from anywidth.rates import Rates
+from anywidth.trace import powers
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,11 @@ _KINDS = {
     "start": "before the loop",
     "output": "the output, Gaussian",
 }
+_FLUCTUATION = "Gaussian of every head: a sum of n independent terms (central limit theorem)"
+_TWO_WIDTHS = (
+    " This network has two widths: coordinates are numbered by n, by heads, or by both, and averages are over all "
+    "of them.",
+)
 _PAIR = (r"\mathbb{E}[a\, b']", "E[a b']")
 _EPSILON = (r"\varepsilon", "ε")
 
@@ -115,7 +121,8 @@ def derivation(read: Reading, other: Reading | None = None) -> Iterable[Section]
     pairs = list(zip((d for d, _ in shown), twins if same else (d for d, _ in shown), strict=True))
     lines = []
     for (d, where), (_, twin) in zip(shown, pairs, strict=True):
-        kind = _KINDS.get(d.kind, "Gaussian" if d.gaussian else "")
+        over = any(isinstance(t, Op) and t.head == OVER for t in tm.walk(d.body))
+        kind = _FLUCTUATION if over else _KINDS.get(d.kind, "Gaussian" if d.gaussian else "")
         lines.append(Line(_full(d), d.body, (kind, ", ", *where) if kind and where else (kind,) if kind else where))
         if twin.body != d.body:
             lines.append(Line(tm.primed(_full(twin)), tm.primed(twin.body), ("for the other example",)))
@@ -135,6 +142,7 @@ def derivation(read: Reading, other: Reading | None = None) -> Iterable[Section]
             "Each symbol is a vector of n coordinates that become independent and identically distributed as n grows "
             "(one for every value of its indices), or a number. A product with a Gaussian matrix is Gaussian (fact 2), "
             "and independent of the products with every other parameter; sums of Gaussians are Gaussian.",
+            *(_TWO_WIDTHS if read.second_width else ()),
             *loops,
         ),
         tuple(lines),
@@ -205,7 +213,10 @@ def _of_width(value: Any, power: Fraction) -> str:
     number = "traced" if _compat.is_tracer(value) else f"{float(value):.6g}"
     if not power or number == "0":
         return number
-    size = "n" if abs(power) == 1 else f"n^{abs(power)}" if power.denominator == 1 else f"n^({abs(power)})"
+    if powers(abs(power))[1]:
+        size = text(tm.Num(1.0, abs(power)))
+    else:
+        size = "n" if abs(power) == 1 else f"n^{abs(power)}" if power.denominator == 1 else f"n^({abs(power)})"
     return f"{number}/{size}" if power < 0 else size if number == "1" else f"{number} {size}"
 
 

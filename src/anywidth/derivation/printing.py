@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from anywidth.derivation.terms import Index, Num, Op, Sym, Term, neg, negative, power
+from anywidth.trace import powers
 
 
 def _fraction(value: float) -> Fraction | None:
@@ -59,12 +60,21 @@ def _root(k: int, tex: bool) -> str:
     return rf"\sqrt{{{k}}}" if tex else f"√{k}"
 
 
-def _n(p: Fraction, tex: bool) -> str:
+def _n(order: Fraction, tex: bool) -> str:
+    """A power of n, or of both widths."""
+    p, q = powers(order)
+    heads = r"\mathrm{heads}" if tex else "heads"
+    if p == q == Fraction(1, 2):
+        return rf"\sqrt{{n\, {heads}}}" if tex else f"√(n {heads})"
+    return " ".join(_power_of(name, k, tex) for name, k in (("n", p), (heads, q)) if k)
+
+
+def _power_of(name: str, p: Fraction, tex: bool) -> str:
     if p == 1:
-        return "n"
+        return name
     if p == Fraction(1, 2):
-        return r"\sqrt{n}" if tex else "√n"
-    return f"n^{{{p}}}" if tex else f"n^{p}" if p.denominator == 1 else f"n^({p})"
+        return rf"\sqrt{{{name}}}" if tex else f"√{name}"
+    return f"{name}^{{{p}}}" if tex else f"{name}^{p}" if p.denominator == 1 else f"{name}^({p})"
 
 
 def _coefficient(t: Num, tex: bool) -> tuple[str, str]:
@@ -89,6 +99,10 @@ _COMPARE = {
 }
 _WRITTEN: dict[str, tuple[Any, Any]] = {
     "dot": (lambda a, b: rf"{a} \cdot {b}", lambda a, b: f"{a}·{b}"),
+    "over": (
+        lambda n, *a: r" \cdot ".join(a) if len(a) > 1 else rf"\textstyle\sum_{{{n}}} {a[0]}",
+        lambda n, *a: "·".join(a) if len(a) > 1 else f"(sum over {n} of {a[0]})",
+    ),
     "var": (lambda a: rf"\sigma^2_{{{a}}}", lambda a: f"var({a})"),
     "rate": (lambda a: rf"\eta_{{{a}}}", lambda a: f"η({a})"),
     "same": (lambda a, b: rf"1_{{{a} = {b}}}", lambda a, b: f"1[{a} = {b}]"),

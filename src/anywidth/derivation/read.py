@@ -18,7 +18,8 @@ from anywidth import _compat
 from anywidth.derivation import terms as tm
 from anywidth.derivation.printing import text
 from anywidth.derivation.terms import Index, Num, Op, Sym, Term
-from anywidth.trace import Const, Eqn, Program, Size, Var, affine, is_wide
+from anywidth.expect.methods import Ways
+from anywidth.trace import Const, Eqn, Program, Size, Var, affine, is_wide, order
 
 Indices = tuple[Term | None, ...]
 
@@ -82,6 +83,7 @@ class Reader:
     notes: list[str] = field(default_factory=list)
     padded: bool = False  # whether windows reach over an edge
     shifted: frozenset[str] = frozenset()  # parameters whose mean is not zero
+    ways: Ways = field(default_factory=Ways)
 
     # --- names ---
 
@@ -143,6 +145,16 @@ class Reader:
     def operand(self, x: Val) -> Val:
         """What a parameter is multiplied by, or averaged."""
         return self.named(x, "h" if x.gaussian else "s", "gaussian" if x.gaussian else "activation") if x.ket else x
+
+    def written(self, t: Term) -> Term:
+        """An exponential that has a name, or a sum of such, written out."""
+        if isinstance(t, Op) and t.head == "sum":
+            return Op("sum", (t.args[0], self.written(t.args[1])))
+        found = next((d for d in self.definitions if isinstance(t, Sym) and replace(t, sub=()) == d.symbol), None)
+        if found is None or not isinstance(found.body, Op) or found.body.head != "fn:exp":
+            return t
+        assert isinstance(t, Sym)
+        return tm.substituted(found.body, dict(zip(found.indices, t.sub, strict=True)))
 
     def coefficient(self, x: Val) -> Val:
         """A deterministic array that multiplies a ket."""
@@ -254,7 +266,15 @@ _MOVES = {"transpose", "broadcast_in_dim", "reshape", "squeeze", "slice", "rev",
 def width(size: Size) -> Num:
     """A width as a number: its leading power of n."""
     a, b = affine(size)
-    return Num(float(a), 1) if a else Num(float(b))  # type: ignore[arg-type]
+    return Num(float(a), order(size)) if a else Num(float(b))
+
+
+def widths(sizes: Sequence[Size]) -> Num | None:
+    """The product of those that are widths, if there are any."""
+    found = [width(s) for s in sizes if is_wide(s)]
+    out = tm.mul(*found)
+    assert isinstance(out, Num)
+    return out if found else None
 
 
 def _places(program: Program) -> frozenset[int]:

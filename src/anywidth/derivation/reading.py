@@ -16,8 +16,7 @@ from anywidth import _compat
 from anywidth.derivation import terms as tm
 from anywidth.derivation.layers import Item, bare, compressed
 from anywidth.derivation.read import Definition, Reader, Val
-from anywidth.derivation.terms import Index, Sym, Term
-from anywidth.errors import UnsupportedError
+from anywidth.derivation.terms import Index, Op, Sym, Term
 from anywidth.expect.methods import Ways, recording
 from anywidth.expect.sampler import Sampler
 from anywidth.kernels import pair
@@ -42,12 +41,11 @@ class Reading:
     ways: Ways  # by which the engine computes its expectations
     shifted: frozenset[str]  # parameters whose mean is not zero
     rates: Mapping[str, tuple[Any, Fraction]] | None  # (c, p) of the learning rate c n^p of each parameter, if given
+    second_width: bool
 
 
 def reading(net: Network, x: Any, lr: Rates = None) -> Reading:
     """The network on the shapes of x, its parameters trained at these rates."""
-    if net.second_width:
-        raise UnsupportedError("the derivation of a network with two widths, init(n, heads), cannot be written yet")
     floats = [a.dtype for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.floating)]
     dtype = jnp.result_type(*floats, jnp.float32)
     parameters = read_parameters(net, dtype)
@@ -55,7 +53,8 @@ def reading(net: Network, x: Any, lr: Rates = None) -> Reading:
     names = _names([p.leaf.name for p in parameters.items])
     rates = dict(zip(names, rates_of(net, lr), strict=True))
     names = {path: replace(s, rate=_rate(*rates[path])) for path, s in names.items()}
-    reader = Reader(shifted=frozenset(p.leaf.name for p in parameters.items if p.mean is not None))
+    ways = _ways(net, x, lr)
+    reader = Reader(shifted=frozenset(p.leaf.name for p in parameters.items if p.mean is not None), ways=ways)
     symbols = _input_names(x)
     inputs = [_parameter(names[p.leaf.name], p.leaf) for p in parameters.items]
     inputs += [_input(s, a) for s, a in zip(symbols, jax.tree.leaves(x), strict=True)]
@@ -66,11 +65,10 @@ def reading(net: Network, x: Any, lr: Rates = None) -> Reading:
         symbol = Sym("f", (k + 1,) if len(outputs) > 1 else ())
         free = tuple(i for i in at if isinstance(i, Index))
         definitions.append(Definition(symbol, free, out.at(at), "output", out.leaves, True, "", out.places))
-    items, named = compressed(_numbered(_inlined(_own_places(definitions))))
-    steps, ways = dict(reader.sizes), _ways(net, x, lr)
+    items, named = compressed(_numbered(_inlined(_own_places(_used(definitions)))))
     return Reading(
-        tuple(items), tuple(named), parameters, names, tuple(symbols), steps, reader.padded, ways, reader.shifted,
-        None if lr is None else rates,
+        tuple(items), tuple(named), parameters, names, tuple(symbols), dict(reader.sizes), reader.padded, ways,
+        reader.shifted, None if lr is None else rates, net.second_width,
     )  # fmt: skip
 
 
@@ -85,6 +83,13 @@ def _ways(net: Network, x: Any, lr: Rates) -> Ways:
     with recording() as ways:
         jax.eval_shape(lambda a, b: pair(net, "ntk", a, b, Sampler(), lr), x, x)
     return ways
+
+
+def _used(definitions: Sequence[Definition]) -> list[Definition]:
+    """Without exponentials that have gone into a softmax."""
+    used = {bare(t) for d in definitions for t in tm.walk(d.body) if isinstance(t, Sym)}
+    gone = lambda d: d.kind == "activation" and isinstance(d.body, Op) and d.body.head == "fn:exp"  # noqa: E731
+    return [d for d in definitions if not gone(d) or bare(d.symbol) in used]
 
 
 def _own_places(definitions: Sequence[Definition]) -> list[Definition]:

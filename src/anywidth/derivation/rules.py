@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anywidth.derivation import terms as tm
-from anywidth.derivation.read import SAME, Indices, Reader, Val, width
+from anywidth.derivation.read import SAME, Indices, Reader, Val, widths
 from anywidth.derivation.terms import Index, Num, Op, Sym, Term
 from anywidth.trace import Eqn, Size, add_sizes, affine, finite, is_wide
 
@@ -54,7 +54,7 @@ def mul(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
         inputs = [r.coefficient(v) for v in inputs]
 
     def f(a: Term, b: Term) -> Term:
-        return tm.mul(a, b) if eqn.name == "mul" else softmax(a, b) or tm.div(a, b)
+        return tm.mul(a, b) if eqn.name == "mul" else softmax(r.written(a), r.written(b)) or tm.div(a, b)
 
     if x.ket and y.ket and eqn.name == "mul" and (x.raw or y.raw):  # v * h on the way to a readout
         out = r.pointwise(f, inputs, eqn.outputs[0].shape, linear=True)
@@ -105,12 +105,21 @@ def powers(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
 @register("select_n")
 def select(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     which, *cases = inputs
+    if not which.ket and any(_infinite(c) for c in cases):  # the scores that a mask leaves out
+        cases = [r.argument(c) for c in cases]
+        inputs = [which, *cases]
+        cases = [replace(c, gaussian=False) for c in cases]
     linear = not which.ket and all((c.ket and c.gaussian) or not c.ket for c in cases)
 
     def f(w: Term, *cs: Term) -> Term:
         return cs[int(w.value)] if isinstance(w, Num) else Op("fn:where", (w, *reversed(cs)))
 
     return r.pointwise(f, inputs, eqn.outputs[0].shape, linear)
+
+
+def _infinite(x: Val) -> bool:
+    body = None if x.ket else x.at(tuple(None for _ in x.shape))
+    return isinstance(body, Num) and body.value == -np.inf
 
 
 @register("iota")
@@ -294,12 +303,16 @@ def dot_general(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     over_width = any(is_wide(x.shape[i]) for i in cx)
     if over_width:
         x, y = (v if v.raw else r.operand(v) for v in (x, y))
+    elif x.ket and y.ket:
+        x, y = (v if v.raw else r.argument(v) for v in (x, y))
     elif x.ket or y.ket:
         x, y = (r.coefficient(v) for v in (x, y))
     fx = [i for i in range(len(x.shape)) if i not in (*cx, *bx)]
     fy = [i for i in range(len(y.shape)) if i not in (*cy, *by)]
     plain = not over_width and bool(x.raw) != bool(y.raw)  # U x: the index of the features is left out
-    average = over_width and x.ket and y.ket and not _product(x, y)
+    size = widths([x.shape[i] for i in cx])
+    fluctuates = eqn.place in r.ways.fluctuating
+    average = over_width and x.ket and y.ket and not _product(x, y) and not fluctuates
 
     def entry(idx: Indices) -> Term:
         nb = len(bx)
@@ -318,26 +331,32 @@ def dot_general(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
                 ix[i] = iy[j] = bound[-1]
         a, b = x.at(tuple(ix)), y.at(tuple(iy))
         if over_width and not average:
-            a, b = (_along(t, width(next(x.shape[i] for i in cx if is_wide(x.shape[i])))) for t in (a, b))
+            assert size is not None
+            a, b = (_along(t, size) for t in (a, b))
         if not x.raw and y.raw:
             a, b = b, a
-        size = next((width(x.shape[i]) for i in cx if is_wide(x.shape[i])), None)
-        out = tm.mul(size, tm.expectation(a, b)) if average and size else tm.mul(a, b)
+        if fluctuates and size:
+            out: Term = Op("fn:over", (size, a, b))
+        else:
+            out = tm.mul(size, tm.expectation(a, b)) if average and size else tm.mul(a, b)
         for i in reversed(bound):
             out = tm.total(i, out)
         return out
 
-    return _result(x, y, eqn.outputs[0].shape, entry, average, linear=True)
+    if fluctuates:
+        return Val(eqn.outputs[0].shape, entry, True, True, x.leaves | y.leaves)
+    out = _result(x, y, eqn.outputs[0].shape, entry, average, linear=True)
+    return replace(out, gaussian=False) if eqn.place in r.ways.mixed else out
 
 
 def _along(t: Term, size: Num) -> Term:
     """A parameter that is multiplied along an axis of this width; anything else as it is."""
-    return replace(t, width=size.value) if isinstance(t, Sym) and t.parameter else t
+    return replace(t, width=size) if isinstance(t, Sym) and t.parameter else t
 
 
 def _product(x: Val, y: Val) -> bool:
     """Whether a product over the width is Gaussian: with a matrix, or a readout with a vector of its own."""
-    return any(p.raw is not None and (p.wides == 2 or p.raw not in q.leaves) for p, q in ((x, y), (y, x)))
+    return any(p.raw is not None and (p.wides >= 2 or p.raw not in q.leaves) for p, q in ((x, y), (y, x)))
 
 
 def _result(x: Val, y: Val, shape: tuple[Size, ...], entry: Any, average: bool, linear: bool) -> Val:
@@ -351,7 +370,7 @@ def _result(x: Val, y: Val, shape: tuple[Size, ...], entry: Any, average: bool, 
 @register("reduce_sum")
 def reduce_sum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     x, axes = inputs[0], eqn.params["axes"]
-    over_width = [i for i in axes if is_wide(x.shape[i])]
+    size, fluctuates = widths([x.shape[i] for i in axes]), eqn.place in r.ways.fluctuating
     shape = tuple(s for i, s in enumerate(x.shape) if i not in axes)
 
     def entry(idx: Indices) -> Term:
@@ -363,16 +382,21 @@ def reduce_sum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
                 bound.append(r.fresh([*idx, *bound]))
                 full[i] = bound[-1]
         out = x.at(tuple(full))
-        if over_width and x.ket:
-            readout = _readout(out, width(x.shape[over_width[0]]))
-            out = readout if readout is not None else tm.mul(width(x.shape[over_width[0]]), r.mean(x, out))
-        elif over_width:
-            out = tm.mul(width(x.shape[over_width[0]]), out)
+        if fluctuates and size:
+            factors = out.args if isinstance(out, Op) and out.head == "mul" and len(out.args) == 2 else (out,)
+            out = Op("fn:over", (size, *factors))
+        elif size and x.ket:
+            readout = _readout(out, size)
+            out = readout if readout is not None else tm.mul(size, r.mean(x, out))
+        elif size:
+            out = tm.mul(size, out)
         for i in reversed(bound):
             out = tm.total(i, out)
         return out
 
-    if over_width and x.ket:
+    if fluctuates:
+        return Val(shape, entry, True, True, x.leaves)
+    if size and x.ket:
         probe = _readout(x.at(r.letters(x.shape)), Num(1.0))
         return Val(shape, entry, probe is not None, probe is not None, x.leaves if probe is not None else frozenset())
     return Val(shape, entry, x.ket, x.gaussian, x.leaves)

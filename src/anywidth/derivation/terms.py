@@ -43,7 +43,7 @@ class Sym:
     primed: bool = False
     leaf: str = ""  # the parameter it is, if it is one
     rate: str = "1"  # how fast the parameter learns: 1, 0, or η for any other number
-    width: float = field(default=1.0, compare=False)  # of the axis along which the parameter is multiplied, over n
+    width: Num = field(default=Num(1.0, Fraction(1)), compare=False)  # of the axes along which it is multiplied
 
     @property
     def parameter(self) -> bool:

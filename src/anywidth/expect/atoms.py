@@ -217,6 +217,11 @@ def vanishes(atom: Any) -> bool:
     return isinstance(atom, Power) and is_number(atom.plus, 0.0) and is_number(atom.minus, 0.0)
 
 
+def infinite(coef: Any) -> bool:
+    """Known to be, somewhere."""
+    return isinstance(coef, float | np.ndarray | np.generic) and bool(np.isinf(coef).any())
+
+
 def merged(x: Mono, y: Mono) -> Mono | None:
     """x + y as one monomial, if they differ in coefficients only."""
     if [id(j) for j in x.joints] != [id(j) for j in y.joints]:
@@ -226,6 +231,8 @@ def merged(x: Mono, y: Mono) -> Mono | None:
     if [i for i, _ in x.factors] != [i for i, _ in y.factors]:
         return _lifted_step(x, y) or _lifted_step(y, x)
     if not x.factors:
+        if infinite(x.coef) and infinite(y.coef):
+            raise SeveralGaussians  # the difference of two scores that a mask leaves out is no number
         return replace(x, coef=x.coef + y.coef)
     if all(
         a is b or (monomial(a) and monomial(b) and a.k == b.k and a.plus == b.plus)

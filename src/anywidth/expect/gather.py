@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from anywidth.expect.atoms import is_number, known, times
+from anywidth.expect.atoms import infinite, is_number, known, times
 from anywidth.expr import COMPARE, Expr
 from anywidth.kets import Node, Pointwise
 
@@ -63,7 +63,9 @@ class _Reading:
         if head == "v":
             return e, _Linear({e[1]: 1.0}, 0.0) if self.args[e[1]].gaussian else None
         if head in ("c", "n"):
-            return e, _Linear({}, self.coefs[e[1]] if head == "c" else e[1])
+            value = self.coefs[e[1]] if head == "c" else e[1]
+            # differences of the infinite, as of scores that a mask leaves out, are no numbers
+            return e, None if infinite(value) else _Linear({}, value)
         pairs = [self.read(a) for a in e[2:]]
         operands, forms = [p[0] for p in pairs], [p[1] for p in pairs]
         combined = _combined(head, e[1], forms)

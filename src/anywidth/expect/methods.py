@@ -27,12 +27,21 @@ PATHS = "randomised quasi-Monte Carlo over sample paths of the loop"
 ORDER = (COVARIANCE, CLOSED, ISSERLIS, NORMALISED, QUADRATURE, SAMPLED, PATHS)
 
 Places = tuple[int | None, int | None]  # of the equations that made the two sides; None of a product with a parameter
-Ways = dict[Places, set[str]]
+
+
+class Ways(dict[Places, set[str]]):
+    """The methods by the places; and where, in a network with two widths, products are not what they are with one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fluctuating: set[int] = set()  # sums over one width that are Gaussian along the other
+        self.mixed: set[int] = set()  # products with a parameter that are Gaussian only given what a head attends to
+
 
 
 class _Recording:
     def __init__(self) -> None:
-        self.ways: Ways = {}
+        self.ways = Ways()
         self.open: list[set[str]] = []
         self.kept: dict[tuple[int, Hashable], set[str]] = {}  # of what is remembered, by the memo and its key
 
@@ -64,6 +73,18 @@ def asked(graph: Any, a: Any, b: Any, cross: bool) -> Iterator[None]:
         yield
     finally:
         recording.open.pop()
+
+
+def fluctuates(place: int) -> None:
+    """Said of an equation whose sum over one of two widths is Gaussian along the other."""
+    if (recording := _RECORDING.get()) is not None:
+        recording.ways.fluctuating.add(place)
+
+
+def mixes(place: int) -> None:
+    """Said of an equation whose product with a parameter is a mixture of Gaussians."""
+    if (recording := _RECORDING.get()) is not None:
+        recording.ways.mixed.add(place)
 
 
 def used(method: str) -> None:

@@ -85,29 +85,38 @@ class Side:
         if isinstance(a, jax.Array) and not any(a is b for b in self.arrays):
             self.arrays.append(a)
 
-    def _primitives(self, e: Any, coefs: Any, seen: set[int]) -> None:
-        if e[0] in LEAVES or id(e) in seen:
+    def _primitives(self, e: Any, coefs: Any, seen: set[Any], held: bool = False) -> None:
+        if e[0] in LEAVES or (id(e), held) in seen:
             return
-        seen.add(id(e))
+        seen.add((id(e), held))
+        held = held or e[0] == "stop_gradient"
         below = e[2:]
         if e[0] == "call":
-            self.primitives.add(e[1][1])
+            self._met(e[1][1], held)
         elif e[0] == "select_n" and not _jumps(e, coefs):
-            self.primitives.add("kink")
+            self._met("kink", held)
             below = e[3:]  # where the choice changes, nothing jumps
         else:
-            self.primitives.add(e[0])
+            self._met(e[0], held)
         for a in below:
-            self._primitives(a, coefs, seen)
+            self._primitives(a, coefs, seen, held)
 
-    def value(self, samples: dict[Node, Any], arrays: list[Any], dtype: Any, detach: bool) -> Any:
+    def _met(self, name: str, held: bool) -> None:
+        """A kink below `stop_gradient`, as of the maximum in a softmax, is none of the gradients."""
+        if not held or name not in {"kink", *KINKED} or name in JUMPS:
+            self.primitives.add(name)
+
+    def value(
+        self, samples: dict[Node, Any], arrays: list[Any], dtype: Any, held: dict[Node, Any] | None = None
+    ) -> Any:
         """The node at samples of its bases (N, *their axes): an array (N, *its axes).
 
-        `detach`: whether `stop_gradient` stops gradients, as it does for the parameters of the network; the values
-        themselves depend on everything.
+        `held`: the samples below `stop_gradient`, which stops the gradients of the parameters of the network, and no
+        others: the values themselves depend on everything.
         """
         known = {id(old): new for old, new in zip(self.arrays, arrays, strict=True)}
-        memo: dict[Node, Any] = {}
+        held = held if "stop_gradient" in self.primitives else None
+        memo: dict[tuple[Node, bool], Any] = {}
 
         def array(a: Any) -> Any:
             a = known.get(id(a), a)
@@ -115,34 +124,32 @@ class Side:
                 return a
             return jnp.asarray(a, dtype if jnp.issubdtype(jnp.result_type(a), jnp.floating) else None)
 
-        def of(x: Node) -> Any:
-            if x not in memo:
-                memo[x] = new(x)
-            return memo[x]
+        def of(x: Node, below: bool) -> Any:
+            if (x, below) not in memo:
+                memo[x, below] = new(x, below)
+            return memo[x, below]
 
-        def new(x: Node) -> Any:
+        def new(x: Node, below: bool) -> Any:
             if isinstance(x, Const):
                 return array(x.array)[None]
             if x.gaussian:
-                return samples[x]
+                return held[x] if below and held is not None else samples[x]
             if isinstance(x, View):
-                return of(self._pushed(x))
+                return of(self._pushed(x), below)
             if isinstance(x, Sum):
-                return sum((of(t) if c is None else array(c) * of(t) for c, t in x.terms[1:]), first(x.terms[0]))
+                terms = [of(t, below) if c is None else array(c) * of(t, below) for c, t in x.terms]
+                return sum(terms[1:], terms[0])
             if isinstance(x, Contract):
                 from anywidth.inner import weighted_sum
 
                 k, coef = x.contracted, None if x.coef is None else array(x.coef)[None]
                 full = np.broadcast_shapes(x.operand.shape, np.shape(x.coef) if x.coef is not None else ())
-                return weighted_sum(coef, of(x.operand), k, full[len(full) - k :])
+                return weighted_sum(coef, of(x.operand, below), k, full[len(full) - k :])
             assert isinstance(x, Pointwise)
-            return evaluated(x.expr, [of(a) for a in x.args], [array(c) for c in x.coefs], detach)
+            stopped = None if held is None or below else [of(a, True) for a in x.args]
+            return evaluated(x.expr, [of(a, below) for a in x.args], [array(c) for c in x.coefs], False, stopped)
 
-        def first(term: Any) -> Any:
-            c, t = term
-            return of(t) if c is None else array(c) * of(t)
-
-        return jnp.asarray(of(self.node), dtype)
+        return jnp.asarray(of(self.node, False), dtype)
 
 
 def _jumps(e: Any, coefs: Any) -> bool:
@@ -185,15 +192,19 @@ class _Pair:
         used = self.left.primitives | self.right.primitives
         self.jumps, self.kinks = bool(used & {"jump", *JUMPS}), bool(used & {"jump", "kink", *KINKED})
 
-    def side(self, number: int, z: tuple[Any, Any], arrays: list[Any], detach: bool = False) -> Any:
+    def side(self, number: int, z: tuple[Any, Any], arrays: list[Any], held: tuple[Any, Any] | None = None) -> Any:
         """Y, or Y', at samples (N, *batch, D) of the coordinates of the two layouts."""
         side = (self.left, self.right)[number]
-        samples = {}
-        for base in side.bases:
-            k = 0 if base in self.one.place else 1
-            layout = (self.one, self.two)[k]
-            samples[base] = layout.sample(base, z[k], int(self.starts[k][layout.place[base][0]]))
-        return side.value(samples, arrays, self.dtype, detach)
+
+        def samples(z: tuple[Any, Any]) -> dict[Node, Any]:
+            out = {}
+            for base in side.bases:
+                k = 0 if base in self.one.place else 1
+                layout = (self.one, self.two)[k]
+                out[base] = layout.sample(base, z[k], int(self.starts[k][layout.place[base][0]]))
+            return out
+
+        return side.value(samples(z), arrays, self.dtype, None if held is None else samples(held))
 
     def draw(self, xi: Any, A: Any) -> tuple[Any, Any]:
         """(u, v) for points (n, 2 m), each used with its halves exchanged as well."""
@@ -260,8 +271,8 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
 
         def f(xi: Any) -> Any:
             u, v = pair.draw(xi, A)
-            y, gy = _gradient(lambda u: pair.side(0, (u, v), left, True), u)
-            w, gw = _gradient(lambda v: pair.side(1, (u, v), right, True), v)
+            y, gy = _gradient(lambda z: pair.side(0, (z, v), left, (u, v)), u)
+            w, gw = _gradient(lambda z: pair.side(1, (u, z), right, (u, v)), v)
             axes = list(range(y.ndim))
             k, l = y.ndim, y.ndim + 1
             slope = _summed([(gy, [*axes, k]), (dC, [*axes[1:], k, l]), (gw, [*axes, l])], axes[1:]) / len(u)

@@ -21,6 +21,7 @@ from fractions import Fraction
 from typing import Any
 
 from anywidth.errors import UnsupportedError
+from anywidth.expect import methods
 from anywidth.expect.choose import tops
 from anywidth.expr import variables
 from anywidth.inner import ZERO
@@ -80,6 +81,7 @@ def sum_over_one(it: Interpreter, node: Node, power: Fraction, layout: Layout, o
             "a sum over one of two widths has mean zero, but anywidth does not see that it has at every coordinate of "
             "the other"
         )
+    methods.fluctuates(it.eqn.place)
     out = it.graph.fluctuation(total, kept)
     return Ket(out if size == 1.0 else it.graph.scale(size**0.5, out), layout[:outer], power + orders / 2)
 

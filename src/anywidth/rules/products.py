@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NoLimitError, UnsupportedError
+from anywidth.expect import methods
 from anywidth.inner import ZERO, weighted_sum
 from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.kets import Const, Node, is_zero
@@ -240,6 +241,8 @@ def _matrix(it: Interpreter, mat: Mat, other: Any, outer: int) -> Ket:
         node: Node = g.const(np.zeros((1,) * len(free)))
         return Ket(node, tuple(layout), k.power + mat.power + gain)
     node = g.product(mat.leaf, it.copy, operand, len(summed), row, col, m.indices, it.eqn.line)
+    if not node.gaussian:
+        methods.mixes(it.eqn.place)
     both = zip(mat.layout[outer:], other.layout[outer:], strict=True)
     lengths = [a.size for own, others in both for a in own or others if isinstance(a, Ax)]
     full = np.broadcast_shapes(operand.shape, *(np.shape(v) for _, v in m.indices))
