@@ -4,6 +4,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,21 @@ def test_relu_mlp(benchmark, held):
     np.testing.assert_allclose(engine(), hand(X, Y), atol=1e-4)
     benchmark.pedantic(engine, rounds=1)
     held(cpu_seconds(engine), cpu_seconds(lambda: np.asarray(hand(X, Y))), 1.5)
+
+
+@pytest.mark.parametrize("kind", ["ntk", "kernels"])
+def test_gram_of_a_tile(benchmark, held, kind):
+    """CPU time of `gram` against one jitted vmap(vmap(kernel)), on one tile of the size that it chooses in float32."""
+    X, Y = np.random.default_rng(0).standard_normal((2, 1024, 64)).astype(np.float32)
+    kernel = getattr(aw, kind)(zoo.mlp(64, 3))
+    plain = jax.jit(jax.vmap(jax.vmap(kernel.values, (None, 0)), (0, None)))
+    gram = partial(aw.gram, kernel, X, Y, progress=False)
+    ratios = []
+    for _ in range(31):  # turn by turn, so that what else the machine does falls on both
+        taken = cpu_seconds(lambda: jax.block_until_ready(jax.tree.leaves(gram())), 1)
+        ratios.append(taken / cpu_seconds(lambda: jax.block_until_ready(plain(X, Y)), 1))
+    benchmark.pedantic(lambda: None, rounds=1)
+    held(statistics.median(ratios[1:]), 1.0, 1.1)
 
 
 def cpu_seconds(function, rounds=5):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import anywidth as aw
-from anywidth.grams import evaluate, filling, tiles
+from anywidth.grams import evaluate, filling, here, tiles
 from anywidth.grams import store as store_module
 from anywidth.grams.claims import Claims
 from anywidth.zoo import mlp
@@ -112,9 +112,9 @@ def test_nothing_is_computed_twice(tmp_path, monkeypatch):
 
 def count_tiles(monkeypatch):
     calls = []
-    launch = tiles.launch
+    launch = here.launch
     monkeypatch.setattr(
-        tiles, "launch", lambda kernel, tile, *sides: (calls.append(tile), launch(kernel, tile, *sides))[1]
+        here, "launch", lambda kernel, tile, *sides: (calls.append(tile), launch(kernel, tile, *sides))[1]
     )
     return calls
 
@@ -310,7 +310,7 @@ def test_memory_budget(tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
     path = tmp_path / "K.zarr"
-    launch, left = tiles.launch, [3]
+    launch, left = here.launch, [3]
 
     def interrupted(*args):
         left[0] -= 1
@@ -318,10 +318,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return launch(*args)
 
-    monkeypatch.setattr(tiles, "launch", interrupted)
+    monkeypatch.setattr(here, "launch", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"2 of 6 tiles are in .*K\.zarr, and the same call goes on"):
         aw.gram(scalar, POINTS, store=path)
-    monkeypatch.setattr(tiles, "launch", launch)
+    monkeypatch.setattr(here, "launch", launch)
     np.testing.assert_array_equal(aw.gram(scalar, POINTS, store=path)[...], aw.gram(scalar, POINTS))
 
 
@@ -332,17 +332,17 @@ JOB = textwrap.dedent(
     import sys, time
     import jax, jax.numpy as jnp, numpy as np
     import anywidth as aw
-    from anywidth.grams import tiles
+    from anywidth.grams import here
 
     jax.config.update("jax_enable_x64", True)
-    launch, computed = tiles.launch, []
+    launch, computed = here.launch, []
 
     def slow(kernel, tile, *sides):
         time.sleep(float(sys.argv[2]))
         computed.append(tile.index)
         return launch(kernel, tile, *sides)
 
-    tiles.launch = slow
+    here.launch = slow
 
     def kernel(x, y):
         return jnp.tanh(x @ y) + jnp.sum(jnp.cos(x)) * jnp.sum(jnp.cos(y))

@@ -4,8 +4,9 @@ Everything that takes a data set reads it here, so that what is refused is refus
 words everywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -25,13 +26,13 @@ class Group:
         stack: the examples, a pytree of NumPy arrays with a leading example axis.
     """
 
-    positions: tuple[int, ...]
+    positions: Sequence[int]
     stack: PyTree[np.ndarray]
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    @property
+    @cached_property
     def spec(self) -> PyTree[jax.ShapeDtypeStruct]:
         """Shape and dtype of one example."""
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.stack)
@@ -106,36 +107,41 @@ def _stacked(X: Any, name: str) -> Group:
     (size,) = sizes
     if size == 0:
         raise ValueError(f"{name} has no examples: its first axis is the example axis, and it has size 0")
-    return Group(tuple(range(size)), jax.tree.unflatten(treedef, leaves))
+    return Group(range(size), jax.tree.unflatten(treedef, leaves))
 
 
 def _leaves(tree: Any, name: str) -> tuple[list[np.ndarray], Any]:
-    paths, treedef = jax.tree.flatten_with_path(tree)
-    if not paths:
+    leaves, treedef = jax.tree.flatten(tree)
+    if not leaves:
         raise TypeError(f"{name} holds no arrays")
-    return [_array(leaf, name + jax.tree_util.keystr(path)) for path, leaf in paths], treedef
+
+    def called(i: int) -> str:
+        return name + jax.tree_util.keystr(jax.tree.flatten_with_path(tree)[0][i][0])
+
+    return [_array(leaf, partial(called, i)) for i, leaf in enumerate(leaves)], treedef
 
 
-def _array(leaf: Any, name: str) -> np.ndarray:
+def _array(leaf: Any, called: Callable[[], str]) -> np.ndarray:
     if isinstance(leaf, jax.core.Tracer):
         raise TypeError(
-            f"{name} is being traced by jit, vmap or grad. Work over data sets is scheduled from Python and runs "
+            f"{called()} is being traced by jit, vmap or grad. Work over data sets is scheduled from Python and runs "
             "outside them; inside, use jax.vmap of the kernel, which is a pure function of a pair of examples."
         )
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         raise TypeError(
-            f"{name} must be an array, and it is a {type(leaf).__name__}. A list is a list of examples; "
+            f"{called()} must be an array, and it is a {type(leaf).__name__}. A list is a list of examples; "
             "write jnp.asarray(...) around nested lists of numbers."
         )
     # The dtype JAX would give it: float64 becomes float32 unless x64 is enabled, as everywhere in JAX.
     array = np.asarray(leaf)
     array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        raise TypeError(f"{name} must hold numbers, and its dtype is {array.dtype}")
-    if jnp.issubdtype(array.dtype, jnp.inexact) and not (finite := np.isfinite(array)).all():
+    kind = array.dtype.kind
+    if kind not in "biufc" and not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(f"{called()} must hold numbers, and its dtype is {array.dtype}")
+    if kind not in "biu" and not (finite := np.isfinite(array)).all():
         where = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise ValueError(
-            f"{name} has {int((~finite).sum())} entries that are NaN or infinite, the first at index {where}. "
+            f"{called()} has {int((~finite).sum())} entries that are NaN or infinite, the first at index {where}. "
             "Remove or replace them first."
         )
     return array

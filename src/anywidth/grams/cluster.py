@@ -13,7 +13,7 @@ import numpy as np
 
 from anywidth import _compat
 from anywidth.grams.evaluate import assemble, launch
-from anywidth.grams.plan import Panel, Tile
+from anywidth.grams.plan import Panel, Piece, Tile
 
 __all__ = ["run"]
 
@@ -25,8 +25,8 @@ def run(
     kernel: Callable[[Any, Any], Any],
     ranks: Sequence[int],
     tiles: Iterable[Tile | None],
-    sides: Callable[[Tile], tuple[list[Any], list[Any]]],
-    put: Callable[[Tile, list[np.ndarray]], None],
+    examples: Callable[[int, Piece], Any],
+    put: Callable[[Tile, list[Any]], None],
     idle: Callable[[], None],
 ) -> None:
     """Compute tiles on a cluster, a few more at a time than it has threads.
@@ -36,7 +36,7 @@ def run(
         kernel: a pure function of a pair of examples; it goes to the workers by cloudpickle.
         ranks: the number of axes of an output, of each group.
         tiles: what to compute; None where there is nothing to hand out right now.
-        sides: the padded examples of the pieces of a tile's rows and columns.
+        examples: the padded examples of a piece of the rows (0) or columns (1).
         put: what to do with a tile.
         idle: called when there is nothing to hand out and nothing is being computed.
 
@@ -55,14 +55,13 @@ def run(
     shared = client.submit(_same, kernel, pure=False)
     held: dict[Panel, list[Any]] = {}
 
-    def futures(panel: Panel, stacks: Callable[[], list[Any]]) -> list[Any]:
+    def futures(side: int, panel: Panel) -> list[Any]:
         if panel not in held:
-            held[panel] = [client.submit(_same, stack, pure=False) for stack in stacks()]
+            held[panel] = [client.submit(_same, examples(side, piece), pure=False) for piece in panel.pieces]
         return held[panel]
 
     def submit(tile: Tile) -> Any:
-        left = futures(tile.rows, lambda: sides(tile)[0])
-        right = futures(tile.cols, lambda: sides(tile)[1])
+        left, right = futures(0, tile.rows), futures(1, tile.cols)
         return client.submit(_tile, shared, tile, list(ranks), left, right, settings, pure=False, retries=2)
 
     running: dict[Any, tuple[Tile, int]] = {}

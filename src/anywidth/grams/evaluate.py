@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -135,6 +134,8 @@ class _Spec:
 
 def padded(stack: PyTree[np.ndarray], start: int, stop: int, size: int) -> PyTree[np.ndarray]:
     """The examples start..stop, padded to `size` by repeating the last of them (a legitimate input)."""
+    if stop - start == size == len(jax.tree.leaves(stack)[0]):
+        return stack
 
     def piece(leaf: np.ndarray) -> np.ndarray:
         part = leaf[start:stop]
@@ -171,14 +172,20 @@ def _length(stack: PyTree[Any]) -> int:
     return jax.tree.leaves(stack)[0].shape[0]
 
 
-def assemble(tile: Tile, ranks: Sequence[int], results: Sequence[Any]) -> list[np.ndarray]:
+def assemble(tile: Tile, ranks: Sequence[int], results: Sequence[Any]) -> list[Any]:
     """The arrays of a tile, of shape tile.shape + S + S', from the results of its blocks.
+
+    NumPy arrays; of a tile that is one result as it is, and will not be transposed, the arrays of JAX.
 
     Args:
         tile: what was computed.
         ranks: the number of axes of an output, of each group; not looked at if the matrix is not symmetric.
         results: what `launch` returned.
     """
+    if len(results) == 1 and not tile.symmetric:
+        leaves = jax.tree.leaves(results[0])
+        if all(leaf.shape[:2] == tile.shape for leaf in leaves):
+            return leaves
     out: list[np.ndarray] = []
     for block, result in zip(tile.blocks(), results, strict=True):
         p, q = tile.rows.pieces[block.row], tile.cols.pieces[block.col]
@@ -205,8 +212,3 @@ def transposed(block: np.ndarray, rank: int) -> np.ndarray:
     """Exchange examples and outputs: (n, m) + S + S' to (m, n) + S' + S, where S has `rank` axes."""
     axes = range(block.ndim)
     return block.transpose((1, 0, *axes[2 + rank :], *axes[2 : 2 + rank]))
-
-
-def on_device(stack: PyTree[np.ndarray]) -> PyTree[jax.Array]:
-    """Examples where JAX computes."""
-    return jax.tree.map(jnp.asarray, stack)

@@ -154,6 +154,8 @@ def squares(rows: Sequence[Panel], cols: Sequence[Panel], symmetric: bool) -> It
 
 
 def _where(positions: Sequence[int] | np.ndarray) -> Where:
+    if isinstance(positions, range):
+        return slice(positions.start, positions.stop)
     array = np.asarray(positions)
     first, last = int(array[0]), int(array[-1])
     return slice(first, last + 1) if last - first + 1 == len(array) else array

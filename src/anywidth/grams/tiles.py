@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from jaxtyping import PyTree
 
 from anywidth.errors import StoreError
 from anywidth.examples import Dataset, dataset
-from anywidth.grams.evaluate import assemble, compiled, largest, launch, on_device, outputs, padded, transposed
+from anywidth.grams import here
+from anywidth.grams.evaluate import compiled, largest, outputs, padded, transposed
 from anywidth.grams.filling import QUEUE, GramStore
 from anywidth.grams.identity import differences, identity
 from anywidth.grams.plan import Piece, Tile, at, between_groups, even, panels, squares
@@ -26,11 +27,14 @@ from anywidth.network import Network
 
 __all__ = ["gram"]
 
-_LARGEST = 512  # examples on a side of a tile: beyond it nothing is gained
+_LARGEST = 512  # examples on a side of a tile of a store: beyond it nothing is gained
+_LARGEST_IN_MEMORY = 1024  # likewise, where each tile is copied and a matrix that is one tile is not
+_STREAMED = 2**22  # bytes of an array with a number or two for each pair: such kernels are passes over a few of them
 _CACHE = 2**19  # bytes of an array that the caches of a core hold together with a few others
 _SMALLEST = 8  # examples on a side of a tile that is smaller only if memory asks for it
 _SMALLEST_SPLIT = 64  # a symmetric matrix is cut into tiles at least this wide, to skip half of them
 _LARGEST_MIXED = 2048  # of a tile with examples of many shapes, each of which is a computation of its own
+_THERE = 2**25  # bytes that are taken to be free: finding out how many are takes as long as a small tile
 
 
 def gram(
@@ -90,8 +94,7 @@ def gram(
         kernel = exact
         shapes = {(g, h): outputs(kernel, xs.groups[g].spec, ys.groups[h].spec) for g, h in pairs}
     ranks = _output_ranks(shapes, len(xs.groups)) if symmetric else []
-    free = free_memory()
-    work = _Work(kernel, xs, ys, symmetric, shapes, ranks, _budget(memory, free), free)
+    work = _Work(kernel, xs, ys, symmetric, shapes, ranks, None if memory is None else parse_bytes(memory))
     compute = partial(_here, work) if client is None else partial(_on_cluster, client, work)
     out = _in_memory(work, compute, progress) if store is None else _in_store(work, compute, progress, store)
     if exact and isinstance(out, Kernels):
@@ -110,60 +113,45 @@ class _Work:
     symmetric: bool
     shapes: dict[tuple[int, int], Any]
     ranks: Sequence[int]
-    budget: int
-    free: int
+    memory: int | None
+
+    @cached_property
+    def free(self) -> int:
+        """Bytes that are free, at least those that are taken to be."""
+        return max(free_memory(), _THERE)
+
+    @property
+    def budget(self) -> int:
+        """Bytes that the computation may use."""
+        return max(self.free // 4, _THERE) if self.memory is None else self.memory
+
+    def affords(self, need: int) -> bool:
+        """Whether that is within the budget."""
+        return (self.memory is None and need <= _THERE) or need <= self.budget
 
     def need(self, g: int, h: int, size: tuple[int, int], copies: int) -> int:
         """Bytes that a tile takes with `copies` of its output around."""
         program = compiled(self.kernel, self.xs.groups[g].spec, self.ys.groups[h].spec, size)
         return program.working + copies * program.output
 
-    def sides(self, tile: Tile) -> tuple[list[Any], list[Any]]:
-        """The padded examples of every piece of a tile."""
-        return (
-            [_padded(self.xs, piece) for piece in tile.rows.pieces],
-            [_padded(self.ys, piece) for piece in tile.cols.pieces],
-        )
+    def examples(self, side: int, piece: Piece) -> Any:
+        """The padded examples of a piece of the rows (0) or columns (1)."""
+        stack = (self.xs, self.ys)[side].groups[piece.group].stack
+        return padded(stack, piece.start, piece.stop, piece.padded)
 
 
-Put = Callable[[Tile, list[np.ndarray]], None]
+Put = Callable[[Tile, list[Any]], None]
 Compute = Callable[[Iterable[Tile | None], Put, Callable[[], None]], None]
 
 
 def _here(work: _Work, tiles: Iterable[Tile | None], put: Put, idle: Callable[[], None]) -> None:
-    """Compute tiles in this process; a tile is fetched and put while the next one is computed."""
-    device: dict[Any, Any] = {}
-
-    def side(name: str, data: Dataset, piece: Piece) -> Any:
-        key = (name if not work.symmetric else "", piece.group, piece.start, piece.padded)
-        if key not in device:
-            device[key] = on_device(_padded(data, piece))
-        return device[key]
-
-    pending: tuple[Tile, list[Any]] | None = None
-    for tile in tiles:
-        results = None
-        if tile is not None:
-            left = [side("x", work.xs, piece) for piece in tile.rows.pieces]
-            right = [side("y", work.ys, piece) for piece in tile.cols.pieces]
-            results = launch(work.kernel, tile, left, right)
-        if pending is not None:
-            put(pending[0], assemble(pending[0], work.ranks, pending[1]))
-        elif tile is None:
-            idle()
-        pending = None if tile is None or results is None else (tile, results)
-    if pending is not None:
-        put(pending[0], assemble(pending[0], work.ranks, pending[1]))
+    here.run(work.kernel, work.ranks, tiles, work.examples, put, idle)
 
 
 def _on_cluster(client: Any, work: _Work, tiles: Iterable[Tile | None], put: Put, idle: Callable[[], None]) -> None:
     from anywidth.grams.cluster import run
 
-    run(client, work.kernel, work.ranks, tiles, work.sides, put, idle)
-
-
-def _padded(data: Dataset, piece: Piece) -> Any:
-    return padded(data.groups[piece.group].stack, piece.start, piece.stop, piece.padded)
+    run(client, work.kernel, work.ranks, tiles, work.examples, put, idle)
 
 
 # --- into memory ------------------------------------------------------------------------------------------
@@ -195,7 +183,7 @@ def _in_memory(work: _Work, compute: Compute, progress: bool) -> PyTree[Any]:
         meter.total(len(tiles))
 
         def put(tile: Tile, leaves: list[np.ndarray]) -> None:
-            if len(tiles) == 1 and not nested:  # it is the matrix: nothing is copied
+            if len(tiles) == 1 and not nested:  # it is the matrix: nothing is copied, nor moved
                 out.extend(leaves)
                 return meter.advance(tile.pairs)
             if not out:
@@ -208,7 +196,9 @@ def _in_memory(work: _Work, compute: Compute, progress: bool) -> PyTree[Any]:
             meter.advance(tile.pairs)
 
         compute(tiles, put, lambda: None)
-    return jax.tree.unflatten(treedef, out if nested else [jax.device_put(leaf, may_alias=True) for leaf in out])
+    if not nested and not all(isinstance(leaf, jax.Array) for leaf in out):
+        out = jax.device_put(out, may_alias=True)
+    return jax.tree.unflatten(treedef, out)
 
 
 def _plan_in_memory(work: _Work) -> Iterator[Tile]:
@@ -216,11 +206,13 @@ def _plan_in_memory(work: _Work) -> Iterator[Tile]:
     for g, h in work.shapes:
         rows, cols = work.xs.groups[g], work.ys.groups[h]
         # of a small symmetric matrix a quarter and not an eighth, as each tile has its own cost
-        least = [max(_SMALLEST_SPLIT, min(2 * _SMALLEST_SPLIT, -(-len(side) // 4))) for side in (rows, cols)]
-        wanted = [_side(len(s), work.symmetric, least=n) for s, n in zip((rows, cols), least, strict=True)]
+        least = [max(_SMALLEST_SPLIT, min(4 * _SMALLEST_SPLIT, -(-len(side) // 4))) for side in (rows, cols)]
+        wanted = [
+            _side(len(s), work.symmetric, _LARGEST_IN_MEMORY, n) for s, n in zip((rows, cols), least, strict=True)
+        ]
         size = _cached(work, (g, h), (wanted[0], wanted[1]))
         # two outputs are alive at a time: the tile being computed and the one being copied out
-        while (need := work.need(g, h, size, 2)) > work.budget:
+        while not work.affords(need := work.need(g, h, size, 2)):
             size = _smaller(size, need, work.budget)
         yield from between_groups((g, rows), (h, cols), size, work.symmetric)
 
@@ -234,8 +226,10 @@ def _cached(work: _Work, groups: tuple[int, int], size: tuple[int, int]) -> tupl
     on one example alone, which every tile computes anew, counts.
     """
     rows, cols = work.xs.groups[groups[0]], work.ys.groups[groups[1]]
-    shrink = (_CACHE / max(1, largest(work.kernel, rows.spec, cols.spec, size))) ** 0.5
-    if shrink >= 0.5 or min(size) <= _SMALLEST:  # a little beyond costs nothing
+    most = max(1, largest(work.kernel, rows.spec, cols.spec, size))
+    streamed = most <= 8 * size[0] * size[1]
+    shrink = ((_STREAMED if streamed else _CACHE) / most) ** 0.5
+    if shrink >= (1 if streamed else 0.5) or min(size) <= _SMALLEST:  # a little beyond the caches costs nothing
         return size
     rows_size, cols_size = (max(_SMALLEST, int(n * shrink)) for n in size)
     return even(len(rows), rows_size), even(len(cols), cols_size)
@@ -257,7 +251,7 @@ def _fits(work: _Work) -> None:
     for (g, h), tree in work.shapes.items():
         pairs = len(work.xs.groups[g]) * len(work.ys.groups[h]) * (2 if work.symmetric and g != h else 1)
         size += pairs * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    if size > work.free:
+    if size > _THERE and size > work.free:
         raise MemoryError(
             f"the kernel of {len(work.xs)} x {len(work.ys)} examples takes {readable(size)} and {readable(work.free)} "
             'is free. Keep it on disk with store="K.zarr", use fewer examples at a time, or an output with fewer axes.'
@@ -337,10 +331,10 @@ def _plan_store(work: _Work, given: tuple[int, int] | None) -> tuple[int, int]:
         if several:
             leaves = jax.tree.leaves(work.shapes[0, 0])
             need = copies * tile[0] * tile[1] * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-        if need <= work.budget:
+        if work.affords(need):
             left, right = _padded_sizes(work.xs, tile[0]), _padded_sizes(work.ys, tile[1])
             need += max(work.need(g, h, (left[g], right[h]), 0 if several else copies) for g, h in work.shapes)
-        if need <= work.budget:
+        if work.affords(need):
             return tile
         if given:
             raise MemoryError(
@@ -370,10 +364,6 @@ def _stored_arrays(work: _Work) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 # --- what is asked for ------------------------------------------------------------------------------------
-
-
-def _budget(memory: int | str | None, free: int) -> int:
-    return free // 4 if memory is None else parse_bytes(memory)
 
 
 def _exact(kernel: Any, xs: Dataset, ys: Dataset, pairs: Sequence[tuple[int, int]]) -> Any:
