@@ -14,6 +14,9 @@ def info(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A store of gram, or a model of fit.", show_default=False)
     ],
+    check: Annotated[
+        bool, typer.Option("--check", help="Read all of a store, and count the tiles that are damaged.")
+    ] = False,
 ) -> None:
     """Say what a store or a model holds, without computing anything.
 
@@ -21,16 +24,17 @@ def info(
 
     \b
       anywidth info K.zarr
+      anywidth info --check K.zarr
       anywidth info model.npz
     """
-    lines = _model(path) if path.is_file() else _store(path)
+    lines = _model(path) if path.is_file() else _store(path, check)
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:<{width}}  {value}")
 
 
-def _store(path: Path) -> list[tuple[str, str]]:
-    from anywidth.grams.store import count, read_header
+def _store(path: Path, check: bool) -> list[tuple[str, str]]:
+    from anywidth.grams.store import chunks, count, read_header, whole
     from anywidth.memory import readable
 
     header = read_header(path)
@@ -45,6 +49,11 @@ def _store(path: Path) -> list[tuple[str, str]]:
     lines.append(("size", readable(header.size)))
     lines.append(("tiles", f"{header.tile[0]} x {header.tile[1]}, {header.grid[0]} x {header.grid[1]} of them"))
     lines.append(("finished", "yes" if done == total else percent))
+    if check:
+        damaged = sum(not whole(file, header.chunk_bytes(name)) for name, file in chunks(path, header))
+        lines.append(
+            ("damaged", f"{damaged} chunks: the same call of gram computes them again" if damaged else "nothing")
+        )
     for key, what in (("X", identity["X"]), ("Y", identity["Y"])):
         if what is None:
             lines.append((key, "the same examples: one triangle computed, and mirrored"))

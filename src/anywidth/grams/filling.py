@@ -23,7 +23,7 @@ from anywidth.grams.claims import Claims
 from anywidth.grams.evaluate import transposed
 from anywidth.grams.plan import Tile
 from anywidth.grams.progress import Meter
-from anywidth.grams.store import CLAIMS, Header, arrays, fill_value, flush
+from anywidth.grams.store import CLAIMS, Header, arrays, checksum, fill_value, flush, whole
 
 __all__ = ["QUEUE", "GramStore"]
 
@@ -168,7 +168,7 @@ class GramStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb", buffering=0) as file:
                 _all(file, chunk.reshape(-1).view(np.uint8).data)
-                _all(file, memoryview(_checksum(chunk)))
+                _all(file, memoryview(checksum(chunk)))
                 os.fsync(file.fileno())
             os.replace(temporary, target)
             flush(target.parent)
@@ -178,15 +178,7 @@ class GramStore:
             raise
 
     def _valid(self, name: str, index: tuple[int, int]) -> bool:
-        try:
-            raw = self._file(name, index).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            if error.errno != errno.EIO:  # a bad sector: written anew, it goes elsewhere
-                raise
-            return False
-        return len(raw) == self.header.chunk_bytes(name) and _checksum(memoryview(raw)[:-4]) == raw[-4:]
+        return whole(self._file(name, index), self.header.chunk_bytes(name))
 
     def _file(self, name: str, index: tuple[int, int]) -> Path:
         outputs = len(self.header.arrays[name][0]) - 2
@@ -199,12 +191,6 @@ class GramStore:
 def _all(file: Any, data: Any) -> None:
     while len(data):
         data = data[file.write(data) :]
-
-
-def _checksum(data: Any) -> bytes:
-    import google_crc32c
-
-    return google_crc32c.value(bytes(data) if isinstance(data, memoryview) else data).to_bytes(4, "little")
 
 
 def _places(tile: Tile) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,20 @@ import numpy as np
 from anywidth.errors import StoreError
 from anywidth.memory import readable
 
-__all__ = ["CLAIMS", "Header", "arrays", "count", "create", "fill_value", "flush", "open_gram", "read_header"]
+__all__ = [
+    "CLAIMS",
+    "Header",
+    "arrays",
+    "checksum",
+    "chunks",
+    "count",
+    "create",
+    "fill_value",
+    "flush",
+    "open_gram",
+    "read_header",
+    "whole",
+]
 
 CLAIMS = ".claims"  # a file to lock, in the directory of the first array
 _KEY = "anywidth"
@@ -222,10 +235,34 @@ def _named(arrays: dict[str, Any]) -> Any:
     return Kernels(arrays["nngp"], arrays["ntk"], error)
 
 
+def chunks(path: Path, header: Header) -> Iterator[tuple[str, Path]]:
+    """The files of the chunks that are written, each with the name of its array."""
+    for name in header.arrays:
+        for directory, _, files in os.walk(path / name / "c"):
+            yield from ((name, Path(directory) / file) for file in files if file.isdigit())
+
+
+def whole(path: Path, size: int) -> bool:
+    """Whether the file of a chunk of so many bytes is there and checks out."""
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno != errno.EIO:  # a bad sector: written anew, it goes elsewhere
+            raise
+        return False
+    return len(raw) == size and checksum(memoryview(raw)[:-4]) == raw[-4:]
+
+
+def checksum(data: Any) -> bytes:
+    """The CRC-32C, as the codec of zarr writes it."""
+    import google_crc32c
+
+    return google_crc32c.value(bytes(data) if isinstance(data, memoryview) else data).to_bytes(4, "little")
+
+
 def count(path: Path, header: Header) -> tuple[int, int]:
     """Chunks that are written, and chunks there are."""
-    done = 0
-    for name in header.arrays:
-        for _, _, files in os.walk(path / name / "c"):
-            done += sum(file.isdigit() for file in files)
+    done = sum(1 for _ in chunks(path, header))
     return done, len(header.arrays) * header.grid[0] * header.grid[1]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from anywidth import _compat
-from anywidth.errors import InputError
+from anywidth.errors import InputError, StoreError
 from anywidth.examples import dataset
 from anywidth.kernels import Kernels
 
@@ -72,12 +72,23 @@ class Matrix:
         """All of it, on JAX's device; refused if a number is not finite."""
         if _compat.is_tracer(self.source):
             return self._flat(jnp.asarray(self.source), jnp)
-        values = self.source[...] if self.lazy else self.source
+        values = self._read(...) if self.lazy else self.source
         return self._checked(self._flat(jnp.asarray(values), jnp), jnp)
 
     def block(self, rows: slice, columns: slice) -> np.ndarray:
         """Part of it in host memory, for examples `rows` and `columns`."""
-        return self._checked(self._flat(np.asarray(self.source[rows, columns]), np), np)
+        return self._checked(self._flat(np.asarray(self._read((rows, columns))), np), np)
+
+    def _read(self, where: Any) -> Any:
+        try:
+            return self.source[where]
+        except Exception as error:  # zarr has many for a chunk that does not check out
+            if not type(self.source).__module__.startswith("zarr"):
+                raise
+            raise StoreError(
+                f"{self.name} cannot be read from its store ({error}). If a tile is damaged, the call of gram that "
+                "wrote it finds it by its checksum and computes it again; anywidth info --check says how many are."
+            ) from error
 
     def blocks(self, side: int) -> list[slice]:
         """The examples along a side, in pieces that hold whole chunks of a store."""
