@@ -65,7 +65,7 @@ CASES = {
 }
 
 
-SLOW = {"transformer", "used in two ways", "batch norm"}  # to compile
+SLOW = {"scaled and transposed", "transformer", "used in two ways", "batch norm"}  # to compile
 
 
 def jacobian(f, params, x):
@@ -91,7 +91,9 @@ def test_every_method_is_the_product_of_jacobians(name):
         np.testing.assert_allclose(K, expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["mlp", "scaled and transposed", "rnn of tokens"])
+@pytest.mark.parametrize(
+    "name", ["mlp", pytest.param("scaled and transposed", marks=pytest.mark.long), "rnn of tokens"]
+)
 def test_within_a_memory_budget(name):
     """A few outputs at a time; one output that does not fit is refused, and goes by vectors if it may."""
     net, params, x, y = setting(name)

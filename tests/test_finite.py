@@ -29,7 +29,12 @@ def jacobian(net, params, x):
 
 @pytest.mark.parametrize(
     "net",
-    [zoo.rnn(3, varb=0.2), zoo.rnn(3, pool="none"), zoo.transformer(3, 2, varb=0.1), zoo.batchnorm_mlp(3, epsilon=0.1)],
+    [
+        zoo.rnn(3, varb=0.2),
+        zoo.rnn(3, pool="none"),
+        pytest.param(zoo.transformer(3, 2, varb=0.1), marks=pytest.mark.long),
+        zoo.batchnorm_mlp(3, epsilon=0.1),
+    ],
     ids=["rnn", "rnn tokens", "transformer", "batchnorm"],
 )
 def test_empirical_ntk_is_the_product_of_jacobians(net, rng, key):
@@ -61,7 +66,9 @@ def test_simulate_agrees_with_empirical_ntk_on_examples_of_different_shapes(rng,
         np.testing.assert_allclose(found[seed, 0], np.block(blocks), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("together", [1, 500, 2**24])
+@pytest.mark.parametrize(
+    "together", [500, pytest.param(1, marks=pytest.mark.long), pytest.param(2**24, marks=pytest.mark.long)]
+)
 def test_a_seed_depends_on_its_own_key_only(x, key, monkeypatch, together):
     """However many are worked on together, which depends on memory."""
     net, keys = zoo.rnn(3), jax.random.split(key, 5)

@@ -125,7 +125,8 @@ def test_gru_of_the_reference(tol, close):
     assert np.abs(value - reference["gru"][:7, 7:]).max() < close
 
 
-@pytest.mark.parametrize(("cell", "gain"), [(zoo.gru, 0.5), pytest.param(zoo.lstm, 0.9, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("cell", "gain"), [(zoo.gru, 0.5), (zoo.lstm, 0.9)])
 def test_given_what_is_sampled_a_cell_is_what_its_paths_are(cell, gain, monkeypatch):
     """Integrating the candidate and the reset gate, or the output gate, stays within the error, which gets smaller."""
     net = cell(3, jax.lax.erf, gate=half, varb=1.0, pool="none")

@@ -95,6 +95,7 @@ def test_the_reference_transformer(dtype):
         np.testing.assert_allclose(getattr(found, key), K, rtol=1e-12 if dtype == "float64" else 1e-5)
 
 
+@pytest.mark.long
 def test_guards_give_the_limit_by_themselves():
     """Zero where there is nothing, with zero derivatives of any order; no decision is taken on the result."""
     from anywidth.expect.numerics import safe_recip, safe_rsqrt, safe_sqrt, signed_angle

@@ -119,6 +119,7 @@ def test_equinox():
     np.testing.assert_allclose(ntk, expected.ntk, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_check_of_a_module():
     net = Network.from_equinox(equinox_mlp, x, laws="gaussian", method=lambda m, x: m(x))
     lr = lambda n: {"layers": {1: {"weight": 1 / n}, 2: {"weight": 1 / n}}}  # noqa: E731

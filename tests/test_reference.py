@@ -179,11 +179,12 @@ def test_why_rnn_erf_differs_from_what_tokens_can_have():
     ("name", "net", "where", "varu"),
     [
         ("rnn_erf", zoo.rnn(32, pool="none"), rnn_input, 1.0),
-        (
+        pytest.param(
             "transformer_d2_nb",
             zoo.transformer(32, 2, pool="none", causal=True, **TRANSFORMER_NB),
             transformer_input,
             2.0,
+            marks=pytest.mark.long,
         ),
         (
             "transformer_d1_unit",

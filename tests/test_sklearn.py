@@ -49,6 +49,7 @@ def test_regression(wave):
     assert model.jitter_ == 0
 
 
+@pytest.mark.long
 def test_the_numbers_are_those_of_predict(wave):
     X, y = wave
     Y = np.stack([y, 100 * y**2 + 7], 1)

@@ -8,7 +8,13 @@ import pytest
 import anywidth as aw
 import networks
 
-NAMES = ["mlp_relu", "mlp_dot_general", "resnet_identity_relu", "layer_norm_after_relu", "product_of_linear_kets"]
+NAMES = [
+    "mlp_relu",
+    pytest.param("mlp_dot_general", marks=pytest.mark.long),
+    "resnet_identity_relu",
+    "layer_norm_after_relu",
+    "product_of_linear_kets",
+]
 x, y = networks.vx, networks.vy
 # among them duplicates, opposite vectors, parallel vectors and zeros
 X = np.stack([x, y, x, -x, 0 * x, 2 * y, np.array([0.0, 0.0, 1e-3])])
@@ -119,7 +125,10 @@ SEMIDEFINITE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SEMIDEFINITE)
+SLOW = {"random_features_then_dense", "mlp_nested_jit_gelu", "mlp_dot_general"}  # to compile
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in SLOW else n for n in SEMIDEFINITE])
 def test_sixty_points_are_semidefinite_to_rounding(name):
     X = many_points()
     X = np.where(np.abs(X) > 1e3, 1e-3 * X, X) if name == "activation_square" else X
