@@ -1,10 +1,24 @@
 """Settings of every test."""
 
+import os
+
 import jax
 import pytest
 
 # The package follows the dtype of its inputs; without x64 there would be no float64 inputs to follow.
 jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What several tests compile is compiled once in a run, whichever process runs them."""
+    here = tmp_path_factory.getbasetemp()
+    shared = here.parent if "PYTEST_XDIST_WORKER" in os.environ else here
+    settings = {"jax_compilation_cache_dir": str(shared / "compiled"), "jax_persistent_cache_min_compile_time_secs": 0.2}
+    if jax.config.jax_compilation_cache_dir is None:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            os.environ[name.upper()] = str(value)  # for the processes that tests start
 
 
 @pytest.fixture

@@ -276,7 +276,8 @@ def test_the_table_is_complete():
 
 
 LONG = {  # to compile
-    "mlp_gabor", "mlp_tanh", "mlp_gelu", "avg_pool_valid_flatten", "conv_transpose_gap", "image_resize_linear_gap", "concatenated_branches", "wide_resnet_block", "conv3d_same_gap",
+    "mlp_gabor", "mlp_tanh", "mlp_gelu", "avg_pool_valid_flatten", "conv_transpose_gap", "image_resize_linear_gap",
+    "concatenated_branches", "wide_resnet_block", "conv3d_same_gap",
     "avg_pool_overlapping_flatten", "conv2d_circular_gap", "residual_cnn_gap", "conv2d_strided_gap",
 }  # fmt: skip
 assert set(NETWORKS) >= LONG

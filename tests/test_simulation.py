@@ -27,7 +27,8 @@ LONG = {
     "rnn_last_and_mean", "rnn_masked_by_length", "rnn_preactivation", "rnn_running_mean_with_counter",
     "rnn_stacked_in_one_scan", "rnn_two_scans", "same_matrix_in_every_layer", "transformer_shared_qk_causal",
     "universal_transformer", "rnn_last_state_relu", "rows_replaced_with_at_set", "library_dot_product_attention",
-    "cross_attention_shared_embedding", "nonlinearity_after_the_residual", "kernel_regression_inside", "rnn_residual_every_state", "rnn_python_loop",
+    "cross_attention_shared_embedding", "nonlinearity_after_the_residual",
+    "kernel_regression_inside", "rnn_residual_every_state", "rnn_python_loop",
 }  # fmt: skip
 
 
