@@ -14,7 +14,8 @@ def compiled_once(tmp_path_factory):
     """What several tests compile is compiled once in a run, whichever process runs them."""
     here = tmp_path_factory.getbasetemp()
     shared = here.parent if "PYTEST_XDIST_WORKER" in os.environ else here
-    settings = {"jax_compilation_cache_dir": str(shared / "compiled"), "jax_persistent_cache_min_compile_time_secs": 0.2}
+    folder = str(shared / "compiled")
+    settings = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.2}
     if jax.config.jax_compilation_cache_dir is None:
         for name, value in settings.items():
             jax.config.update(name, value)
