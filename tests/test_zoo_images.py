@@ -46,7 +46,7 @@ def test_theory_against_simulation(name):
     net, X = NETWORKS[name]
     x, y = example(X, 0), example(X, 1)
     wanted = np.asarray(aw.ntk(net)(x, y))
-    sizes = ((8, 400), (24, 100)) if net.second_width else ((32, 96), (96, 32))
+    sizes = ((8, 900), (24, 250)) if net.second_width else ((32, 96), (96, 32))
     small, big = (simulated(net, x, y, n, seeds) for n, seeds in sizes)
     value = (3 * big[0] - small[0]) / 2  # what is of order 1/n dies out
     error = np.hypot(3 * big[1], small[1]) / 2
