@@ -90,7 +90,7 @@ def markdown(s: Section) -> str:
         first, *more = _rows(line.right, True)
         formula = f"{latex(line.left)} = {first}"
         if more:
-            rows = r" \\ ".join([f"{latex(line.left)} &= {first}", *(rf"&\quad {row}" for row in more)])
+            rows = r" \\ ".join([f"{latex(line.left)} &= {first}", *(rf"&\quad {{}} {row}" for row in more)])
             formula = rf"\begin{{aligned}} {rows} \end{{aligned}}"
         elif remark and short:
             formula, remark = rf"{formula} \qquad \text{{{remark}}}", ""
@@ -113,7 +113,7 @@ def tex(s: Section) -> str:
     for line in s.lines:
         remark = _tex_words(line.remark, _escaped)
         first, *more = _rows(line.right, True)
-        rows += [f"{latex(line.left)} &= {first}", *(rf"&\quad {row}" for row in more)]
+        rows += [f"{latex(line.left)} &= {first}", *(rf"&\quad {{}} {row}" for row in more)]
         if remark and len(_text_words(line.remark)) <= 40 and not more:
             rows[-1] += rf" && \text{{{remark}}}"
         elif remark:  # a paragraph, since an equation is not broken by itself
