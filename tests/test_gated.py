@@ -166,8 +166,8 @@ def test_symmetric_to_the_last_bit(net):
 def test_derivatives_where_nothing_is_left_to_draw(start):
     """Of K(x, x) in its first argument, with a first token that may be zero (no variance), and in a variance.
 
-    What is drawn at x + t a given x grows like |t|, times the error of the points: differences are off by that times the
-    step. Where tokens are zero an estimate jumps, so that the steps are long.
+    What is drawn at x + t a given x grows like |t|, times the error of the points: differences are off by that times
+    the step. Where tokens are zero an estimate jumps, so that the steps are long.
     """
     x = X * np.array([start, 1, 1])[:, None]
     kernel = lambda b, points: aw.nngp(zoo.gru(3, jax.lax.erf, gate=half, varb=b), points=points)  # noqa: E731

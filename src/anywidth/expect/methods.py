@@ -38,7 +38,6 @@ class Ways(dict[Places, set[str]]):
         self.mixed: set[int] = set()  # products with a parameter that are Gaussian only given what a head attends to
 
 
-
 class _Recording:
     def __init__(self) -> None:
         self.ways = Ways()
