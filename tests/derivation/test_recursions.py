@@ -46,20 +46,24 @@ def normalised(own, other, cross, moved):
     """
     m = len(own)
     w, v = (a.ravel()[:, None, None] for a in np.meshgrid(W, W, indexing="ij"))
-    weight = 2 * jnp.concatenate([jnp.repeat(a[:, 0] ** 2, k, 1) for a, k in ((w, m), (v, len(other)))], 1)
-
-    def value(cross):
-        whole = jnp.block([[own, cross], [cross.T, other]])
-        system = jnp.eye(len(whole)) + whole * weight[:, None, :]
-        under = jnp.linalg.solve(system, jnp.broadcast_to(whole, system.shape))
-        q = jnp.diagonal(under, axis1=1, axis2=2)
-        q, r, c = q[:, :m, None], q[:, None, m:], under[:, :m, m:]
-        square = q * r - c * c  # may be rounding, where the weight leaves nothing
-        root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-        pair = (root + c * (jnp.pi - jnp.arctan2(root, c))) / (2 * jnp.pi)
-        return (4 / jnp.pi * STEP**2 * w * v / jnp.sqrt(jnp.linalg.det(system))[:, None, None] * pair).sum(0)
-
-    return jax.jit(lambda c, d: jax.jvp(value, (c,), (d,)))(cross, moved)
+    weight = 2 * np.concatenate([np.repeat(a[:, 0] ** 2, k, 1) for a, k in ((w, m), (v, len(other)))], 1)
+    whole = np.block([[own, cross], [cross.T, other]])
+    turn = np.block([[0 * own, moved], [moved.T, 0 * other]])
+    system = np.eye(len(whole)) + whole * weight[:, None, :]
+    under = np.linalg.solve(system, np.broadcast_to(whole, system.shape))
+    turned = np.linalg.solve(system, turn * weight[:, None, :])  # of log det: its trace
+    moving = np.linalg.solve(system, turn - turn * weight[:, None, :] @ under)
+    (q, r, c), (dq, dr, dc) = (
+        (size[:, :m, None], size[:, None, m:], a[:, :m, m:])
+        for a, size in ((a, np.diagonal(a, 0, 1, 2)) for a in (under, moving))
+    )
+    root = np.sqrt(np.maximum(q * r - c * c, 0.0))  # may be rounding, where the weight leaves nothing
+    open_angle = np.pi - np.arctan2(root, c)
+    pair = (root + c * open_angle) / (2 * np.pi)
+    slope = (open_angle * dc + root * (dq / q + dr / r) / 2) / (2 * np.pi)
+    slope = slope - pair * np.trace(turned, 0, 1, 2)[:, None, None] / 2
+    front = 4 / np.pi * STEP**2 * w * v / np.sqrt(np.linalg.det(system))[:, None, None]
+    return (front * pair).sum(0), (front * slope).sum(0)
 
 
 class Evaluator:
