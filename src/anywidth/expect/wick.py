@@ -129,23 +129,35 @@ def expectation(gram: Any, factors: Sequence[Factor], cov: Cov) -> Any:
             out = add(out, along(j, through))
         return out
 
-    def wick(rest: list[int]) -> dict[tuple[int, ...], Any]:
-        """The residuals integrated: a factor for each number of derivatives of the cores."""
+    residuals: dict[Any, Any] = {}
+    with_cores: dict[Any, Any] = {}
+    done: dict[Any, Any] = {}
+
+    def wick(rest: tuple[int, ...]) -> dict[tuple[int, ...], Any]:
+        """The residuals integrated: a factor for each number of derivatives of the cores; equal ones are counted."""
         if not rest:
             return {(0,) * len(cores): 1.0}
+        if rest in done:
+            return done[rest]
         out: dict[tuple[int, ...], Any] = {}
         first, others = rest[0], rest[1:]
-        for k, j in enumerate(others):
-            c = residual(first, j)
+        for j in dict.fromkeys(others):
+            if (first, j) not in residuals:
+                residuals[first, j] = residual(first, j)
+            c, k = residuals[first, j], others.index(j)
             if c is not ZERO:
+                many = float(others.count(j))
                 for key, value in wick(others[:k] + others[k + 1 :]).items():
-                    out[key] = add(out.get(key, ZERO), times(c, value))
+                    out[key] = add(out.get(key, ZERO), times(many, times(c, value)))
         for n, core in enumerate(cores):
-            c = with_core(first, core)
+            if (first, core) not in with_cores:
+                with_cores[first, core] = with_core(first, core)
+            c = with_cores[first, core]
             if c is not ZERO:
                 for key, value in wick(others).items():
                     raised = tuple(d + (m == n) for m, d in enumerate(key))
                     out[raised] = add(out.get(raised, ZERO), times(c, value))
+        done[rest] = out
         return out
 
     # every product of powers p and derivatives d of the cores, and its factor
@@ -157,7 +169,7 @@ def expectation(gram: Any, factors: Sequence[Factor], cov: Cov) -> Any:
         for i in chosen:
             front = times(front, alpha[slots[i]])
             powers[cores.index(owns[slots[i]])] += 1  # type: ignore[arg-type]
-        for key, value in wick([s for i, s in enumerate(slots) if i not in chosen]).items():
+        for key, value in wick(tuple(s for i, s in enumerate(slots) if i not in chosen)).items():
             at = tuple(zip(powers, key, strict=True))
             total[at] = add(total.get(at, ZERO), times(front, value))
     if not total:
