@@ -232,7 +232,7 @@ def product_of_convolutions(p, x):
 
 
 def circular_pool(x):
-    return pool(jnp.pad(x, ((1, 1), (0, 0)), mode="wrap"), (3,), (2,))
+    return pool(jnp.pad(x, ((0, 1), (0, 0)), mode="wrap"), (3,), (2,))
 
 
 def product(p, x):
@@ -417,15 +417,25 @@ def test_the_table_is_complete():
     assert set(REFERENCE) == set(NETWORKS)
 
 
+NOT_YET = {
+    "conv_local_2d_flatten": "the patches of lax.conv_general_dilated_local are several outputs for each channel"
+}
 LONG = {  # to compile
-    "mlp_gabor", "mlp_tanh", "mlp_gelu", "avg_pool_valid_flatten", "conv_transpose_gap", "image_resize_linear_gap",
-    "concatenated_branches", "wide_resnet_block", "conv3d_same_gap",
+    "mlp_exp_normalized", "mlp_gabor", "mlp_tanh", "mlp_gelu", "avg_pool_valid_flatten", "conv_transpose_gap",
+    "image_resize_linear_gap", "concatenated_branches", "wide_resnet_block", "conv3d_same_gap",
     "avg_pool_overlapping_flatten", "conv2d_circular_gap", "residual_cnn_gap", "conv2d_strided_gap",
 }  # fmt: skip
-assert set(NETWORKS) >= LONG
+assert set(NETWORKS) >= LONG | set(NOT_YET)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in NETWORKS])
+def marked(name):
+    refused = (
+        [pytest.mark.xfail(reason=NOT_YET[name], strict=True, raises=aw.UnsupportedError)] if name in NOT_YET else []
+    )
+    return pytest.param(name, marks=[*refused, *[pytest.mark.long] * (name in LONG)])
+
+
+@pytest.mark.parametrize("name", map(marked, NETWORKS))
 def test_against_neural_tangents(name):
     body, x = NETWORKS[name]
     net = body if isinstance(body, aw.Network) else network(body, jax.tree.map(lambda a: a[0], x))
