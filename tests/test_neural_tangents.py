@@ -435,7 +435,7 @@ def marked(name):
     return pytest.param(name, marks=[*refused, *[pytest.mark.long] * (name in LONG)])
 
 
-@pytest.mark.parametrize("name", map(marked, NETWORKS))
+@pytest.mark.parametrize("name", [marked(name) for name in NETWORKS])
 def test_against_neural_tangents(name):
     body, x = NETWORKS[name]
     net = body if isinstance(body, aw.Network) else network(body, jax.tree.map(lambda a: a[0], x))
