@@ -2,10 +2,10 @@
 
 What is computed is a function of a pair of examples and of a `Sampler`. It is run for every randomisation of the
 points; the mean is the answer and the standard error of the mean goes with it, exactly zero where nothing was sampled.
-Called with ordinary arrays, the two are put into an order of their own, so that K(x, y) is K(y, x) transposed to the
-last bit, and the number of points grows until the standard error is below the tolerance or the budget is
-spent. Inside a transformation (jit, vmap, grad, `anywidth.gram`) nothing can depend on an error: there their number is
-fixed beforehand.
+Where one example is drawn given the other (loops), the two are put into an order of their own, so that K(x, y) is
+K(y, x) transposed. Called with ordinary arrays, the number of points grows until the standard error is below the
+tolerance or the budget is spent. Inside a transformation (jit, vmap, grad, `anywidth.gram`) nothing can depend on an
+error: there their number is fixed beforehand.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
     """
     exact: set[Any] = set()  # the shapes of examples for which nothing is sampled
     whole: set[Any] = set()  # those for which the points are held all at once
+    ordered: set[Any] = set()  # those of which the second is drawn given the first
 
     def estimates(x: Any, y: Any, count: Any, rotations: Any) -> tuple[Any, Any, Any]:
         used = False
@@ -82,6 +83,8 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
             sampler = Sampler(count, number, accuracy.seed, rotations=rotations)
             out = run(x, y, sampler)
             used |= sampler.used
+            if sampler.ordered:
+                ordered.update((_key(x, y), _key(y, x)))
             return out, sampler.found
 
         numbers = jnp.arange(RANDOMISATIONS)
@@ -95,7 +98,20 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
         error = jax.tree.map(lambda a: a.std(0, ddof=1) / math.sqrt(RANDOMISATIONS), values)
         return mean, error, jax.tree.map(lambda a: a.mean(0), found)
 
-    fixed = jax.jit(lambda x, y: estimates(x, y, accuracy.count(accuracy.points), {})[:2])
+    def settled(x: Any, y: Any) -> tuple[Any, Any]:
+        """With the points that there are inside a transformation."""
+        run = lambda x, y: estimates(x, y, accuracy.count(accuracy.points), {})[:2]  # noqa: E731
+        if _key(x, y) not in ordered:  # nothing that one example has by itself is computed for every pair
+            out = run(x, y)
+            if _key(x, y) not in ordered:
+                return out
+        if _shapes(x) != _shapes(y):
+            return jax.tree.map(_transposed, run(y, x)) if _shapes(x) > _shapes(y) else run(x, y)
+        turned = _greater(x, y)
+        first, second = (jax.tree.map(lambda a, b: jnp.where(turned, b, a), p, q) for p, q in ((x, y), (y, x)))
+        return jax.tree.map(lambda a: jnp.where(turned, _transposed(a), a), run(first, second))
+
+    fixed = jax.jit(settled)
     counted = jax.jit(estimates)
     compiled = jax.jit(estimates, static_argnums=2)
 
@@ -162,9 +178,26 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
     return kernel
 
 
+def _shapes(x: Any) -> Any:
+    """Orders examples that are not alike."""
+    return [(tuple(a.shape), str(a.dtype)) for a in jax.tree.leaves(x)]
+
+
 def _order(x: Any) -> Any:
     """Orders examples, by their numbers alone."""
-    return [(a.shape, str(a.dtype), np.asarray(a).tobytes()) for a in jax.tree.leaves(x)]
+    return _shapes(x), [np.asarray(a).tobytes() for a in jax.tree.leaves(x)]
+
+
+def _greater(x: Any, y: Any) -> Any:
+    """Whether the first number in which two examples of the same shapes differ is greater in x; they may be traced."""
+    differ, greater = [], []
+    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
+        for part in (jnp.real, jnp.imag) if jnp.iscomplexobj(a) else (lambda a: a,):
+            differ.append(jnp.ravel(part(a) != part(b)))
+            greater.append(jnp.ravel(part(a) > part(b)))
+    if not sum(d.size for d in differ):
+        return jnp.zeros((), bool)
+    return jnp.concatenate(greater)[jnp.argmax(jnp.concatenate(differ))]
 
 
 def _transposed(a: Any) -> Any:

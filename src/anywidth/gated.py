@@ -185,6 +185,7 @@ def given(gram: Gram, one: Loop, two: Loop, a: Node, b: Node) -> tuple[Condition
     def drawn(own: Split, copy: int, left: Conditional | None = None) -> Conditional:
         name = _name(gram, "given", *((one, two) if copy else (one,)))
         normals = own.stage.normals(copy, name, sum(map(size, own.drawn)))
+        gram.graph.sampler.ordered |= bool(copy)
         return _noted(gram, name, conditional.simulate(own, normals, left), own.stage, own.drawn)
 
     first = lambda: drawn(mine, 0)  # noqa: E731
@@ -240,6 +241,7 @@ def paths(gram: Gram, one: Loop, two: Loop) -> tuple[Path, Path]:
     def run() -> Path:
         own = stage(gram, two)
         name = _name(gram, "path", one, two)
+        gram.graph.sampler.ordered = True
         return _noted(gram, name, simulate(own, own.normals(1, name), path(gram, one)), own, own.gaussians)
 
     return path(gram, one), _once(gram, ("paths", id(one), id(two)), ("paths",), run)

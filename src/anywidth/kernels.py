@@ -238,7 +238,7 @@ def _pair(
     )
     if not any(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves((x, y))):
         dtype = jnp.dtype(jnp.result_type(float))
-    sampler.dtype, sampler.used = dtype, False
+    sampler.dtype, sampler.used, sampler.ordered = dtype, False, False
     sampler.found.clear()
     graph = Graph(sampler=sampler)
     gram = Gram(graph)

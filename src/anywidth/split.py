@@ -415,6 +415,7 @@ def _mean(f: Any, q: Array) -> Array:
 def _pair(f: Any, g: Any, q1: Array, q2: Array, c: Array) -> Array:
     if monomial(f) and monomial(g) and f.k == g.k == 1:
         return f.plus * g.plus * c
+    c = jnp.where(q1 * q2 > 0, c, jnp.zeros((), c.dtype))  # steps to come have no variance yet: nothing may be refined
     return choose._univariate(f, g, jnp.broadcast_to(q1, c.shape), jnp.broadcast_to(q2, c.shape), c)
 
 

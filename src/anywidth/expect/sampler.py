@@ -38,6 +38,7 @@ class Sampler:
     A count that is a Python number allows derivatives backward, one that is traced forward ones only. `used` tells
     whether anything was sampled. Gaussians u = L z that are drawn one after the other have the same law with Q z for
     any orthogonal Q; what names them in `rotations` gets that one, and its L is noted in `found` for a later run.
+    `ordered` tells whether what belongs to one example was drawn given what belongs to the other.
     """
 
     count: Any = 1024
@@ -45,6 +46,7 @@ class Sampler:
     seed: int = 0
     dtype: Any = None
     used: bool = False
+    ordered: bool = False
     rotations: Mapping[str, Any] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
 
