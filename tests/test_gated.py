@@ -161,6 +161,34 @@ def test_symmetric_to_the_last_bit(net):
                 assert np.array_equal(a, np.transpose(b))
 
 
+def swap(p, h, c, u, root):
+    return c, (p["W"] @ h / root) * h + u
+
+
+case(swap)
+
+
+@pytest.mark.parametrize("more", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_symmetric_inside_transformations(more):
+    """Which example is drawn given the other is not left to the order of the arguments, nor to that of a data set."""
+    kernel = aw.nngp(CASES["swap"][0], points=2**10)
+    data = np.concatenate([[X, -X, X[::-1]], RNG.standard_normal((4, 3, 3))])
+    data[3:, 0] = X[0]  # the same beginning
+    order = np.array([4, 0, 6, 2, 5, 1, 3])
+    back = np.ix_(np.argsort(order), np.argsort(order))
+    with jax.enable_x64(True):
+        K = np.asarray(aw.gram(kernel, data))
+        assert np.array_equal(K, K.T)
+        assert np.array_equal(K, np.asarray(aw.gram(kernel, data[order]))[back])
+        if more:
+            compiled = jax.jit(kernel)
+            assert compiled(X, Y) == compiled(Y, X)
+            assert compiled(data[0], data[4]) == compiled(data[4], data[0])
+            # tiles of other shapes are other programs, whose sums have another order
+            for other in (aw.gram(kernel, data[:5], data), aw.gram(kernel, data, data[:3]).T):
+                np.testing.assert_allclose(other, K[: len(other)], rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("start", [1.0, 0.0])
 def test_derivatives_where_nothing_is_left_to_draw(start):
