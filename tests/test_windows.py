@@ -211,6 +211,36 @@ def test_convolution(name):
         np.testing.assert_allclose(getattr(a, kind), getattr(b, kind), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("kernel", ["matrix", "inputs"])
+def test_groups_of_the_batch_are_convolutions_of_their_own(kernel):
+    """Each group of two of four parts of a sequence has half of the output channels."""
+    numbers = ("NHC", "HIO", "NHC")
+
+    def apply(convolve):
+        def run(p, x):
+            n = p["v"].size
+            h = jnp.stack([x, x[::-1], 2 * x, x**2])
+            h = h if kernel == "inputs" else jax.nn.relu(h @ p["u"]) / np.sqrt(n)
+            z = jax.nn.relu(convolve(h, p["w"] if kernel == "matrix" else p["first"]))
+            return z.mean((0, 1)) @ p["v"] / np.sqrt(n)
+
+        return run
+
+    def grouped(h, w):
+        return lax.conv_general_dilated(h, w, (1,), "SAME", dimension_numbers=numbers, batch_group_count=2)
+
+    def apart(h, w):
+        parts = zip(jnp.split(h, 2), jnp.split(w, 2, -1), strict=True)
+        return jnp.concatenate([lax.conv_general_dilated(*p, (1,), "SAME", dimension_numbers=numbers) for p in parts], -1)
+
+    def init(n):
+        return {"u": aw.Normal((3, n)), "w": aw.Normal((3, n, n)), "first": aw.Normal((3, 3, n)), "v": aw.Normal((n,))}
+
+    a, b = (aw.kernels(aw.Network(init, apply(f)))(*LINE) for f in (grouped, apart))
+    for kind in ("nngp", "ntk"):
+        np.testing.assert_allclose(getattr(a, kind), getattr(b, kind), rtol=1e-12)
+
+
 def test_depthwise_convolution_has_the_moments_of_its_products():
     def init(n):
         return {"u": aw.Normal((3, n)), "d": aw.Normal((3, 1, n)), "w": aw.Normal((n, n)), "v": aw.Normal((n,))}

@@ -102,8 +102,6 @@ def convolution(
 ) -> Part:
     if isinstance(x, Det) and isinstance(w, Det) and not any(map(is_wide, (*x.shape, *w.shape))):
         return it.evaluate(it.eqn, [x, w])[0]
-    if batch_group_count != 1:
-        raise UnsupportedError("a convolution with batch_group_count is not supported: convolve the groups one by one")
     lhs, rhs, out = dimension_numbers
     d = len(lhs) - 2
     output = it.eqn.outputs[0].shape
@@ -122,24 +120,28 @@ def convolution(
     if is_wide(feature_group_count):
         y = _depthwise(it, x, w, d, feature_group_count)
     else:
-        y = _grouped(it, x, w, d, feature_group_count)
+        y = _grouped(it, x, w, d, feature_group_count, batch_group_count)
     order = [0] * len(out)
     for place, axis in zip((0, d + 1, *range(1, d + 1)), out, strict=True):
         order[axis] = place
     return linear.transpose(it, y, tuple(order))
 
 
-def _grouped(it: Interpreter, x: Part, w: Part, d: int, groups: int) -> Part:
-    """The product, summed over offsets and channels."""
-    position, offset = list(range(d + 1)), [d + 2 + i for i in range(d)]
+def _grouped(it: Interpreter, x: Part, w: Part, d: int, of_features: int, of_batch: int) -> Part:
+    """The product, summed over offsets and channels; groups of channels, or of examples, have outputs of their own."""
+    position, offset, groups = list(range(d + 1)), [d + 2 + i for i in range(d)], of_features * of_batch  # one of them
     if groups == 1:
         rank = 2 * d + 3
         a = products.spread(x, (*position, *offset, rank - 1), rank)
         b = products.spread(w, (*offset, rank - 1, d + 1), rank)
         return products.contraction(it, a, b, d + 2)
     offset, rank = [o + 1 for o in offset], 2 * d + 4
-    size, outs = linear.part(x.shape[-1], groups), linear.part(w.shape[-1], groups)
-    x = linear.reshape(it, x, new_sizes=(*x.shape[:-1], groups, size))
+    size, outs = linear.part(x.shape[-1], of_features), linear.part(w.shape[-1], groups)
+    if of_batch == 1:
+        x = linear.reshape(it, x, new_sizes=(*x.shape[:-1], groups, size))
+    else:
+        x = linear.reshape(it, x, new_sizes=(groups, finite(x.shape[0]) // groups, *x.shape[1:]))
+        x = linear.transpose(it, x, (*range(1, 2 * d + 2), 0, 2 * d + 2))
     w = linear.reshape(it, w, new_sizes=(*w.shape[:-1], groups, outs))
     a = products.spread(x, (*position, *offset, d + 1, rank - 1), rank)
     b = products.spread(w, (*offset, rank - 1, d + 1, d + 2), rank)
