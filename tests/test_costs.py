@@ -1,7 +1,7 @@
 """What a kernel costs against the number of positions P, read off the compiled program: no clock is involved.
 
 A flattened readout asks for the diagonal over positions alone, so time and memory of a pair are linear in P; pooling
-asks for all P^2 pairs of positions. The factors at 4 P are therefore 4 and 16; another power of P would be 4 times that.
+asks for all P^2 pairs of positions. The factors at 4 P are therefore 4 and 16, and another power of P would be seen.
 """
 
 import jax
@@ -10,12 +10,6 @@ import pytest
 
 import anywidth as aw
 from anywidth import zoo
-
-
-def flattened_sequence():
-    """The last state only of a recurrent network: T numbers a pair."""
-    return zoo.rnn(2, pool="last")
-
 
 # name: (network of images of that shape, sizes, the power of P of its cost, numbers kept for each P**power)
 COSTS = {

@@ -231,7 +231,9 @@ def test_groups_of_the_batch_are_convolutions_of_their_own(kernel):
 
     def apart(h, w):
         parts = zip(jnp.split(h, 2), jnp.split(w, 2, -1), strict=True)
-        return jnp.concatenate([lax.conv_general_dilated(*p, (1,), "SAME", dimension_numbers=numbers) for p in parts], -1)
+        return jnp.concatenate(
+            [lax.conv_general_dilated(*p, (1,), "SAME", dimension_numbers=numbers) for p in parts], -1
+        )
 
     def init(n):
         return {"u": aw.Normal((3, n)), "w": aw.Normal((3, n, n)), "first": aw.Normal((3, 3, n)), "v": aw.Normal((n,))}
