@@ -112,6 +112,10 @@ class Interpreter:
             from anywidth.rules import pieces
 
             return pieces.distribute(self, eqn, inputs)
+        from anywidth.rules import operators
+
+        if operators.handles(eqn, inputs):
+            return operators.apply(self, eqn, inputs)
         if eqn.name in RULES:
             return RULES[eqn.name](self, *inputs, **eqn.params)
         if all(isinstance(x, Det) for x in inputs):

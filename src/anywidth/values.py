@@ -8,6 +8,7 @@ times the numbers it holds.
   of its width: reshaping, merging and splitting axes is a matter of layout.
 - `Mat`: a parameter with two width axes, waiting for an operand.
 - `Cat`: a concatenation, along a finite axis or along the width; operations are applied part by part.
+- `Operator`: an array with two width axes that is made of others: products that wait for a vector (`operators.py`).
 """
 
 from __future__ import annotations
@@ -218,8 +219,28 @@ class Cat:
         return tuple(shape)
 
 
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A product of values over common axes, those of the array and then those that are summed.
+
+    An axis along which a factor does not vary is of size one in it.
+    """
+
+    factors: tuple[Any, ...]
+    summed: tuple[Size, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A sum of products that is not formed, as its entries have no limit of their own: it waits for a vector."""
+
+    terms: tuple[Term, ...]
+    shape: tuple[Size, ...]
+    line: str
+
+
 Part = Det | Ket | Mat  # what a rule gets and, mostly, returns: concatenations are taken apart before (`pieces.py`)
-Value = Part | Cat
+Value = Part | Cat | Operator
 
 
 # --- layouts --------------------------------------------------------------------------------------------
@@ -350,17 +371,21 @@ def standard(g: Graph, x: Any, sizes: Sequence[Sequence[Size]]) -> Any:
     sizes_of_x = [s if atoms else [] for s, atoms in zip(sizes, x.layout, strict=True)]
     x = refined(g, x, sizes_of_x)
     layout = layout_of(sizes)
-    place, wides = {}, {}
-    for own, new in zip(x.layout, layout, strict=True):
-        for a, b in zip(own, new, strict=False):
-            if isinstance(a, Ax) and isinstance(b, Ax):
-                place[a.axis] = b.axis
-            elif isinstance(a, Wide):
-                wides[b] = a
+    place = {
+        a.axis: b.axis
+        for own, new in zip(x.layout, layout, strict=True)
+        for a, b in zip(own, new, strict=False)
+        if isinstance(a, Ax) and isinstance(b, Ax)
+    }
     rank = sum(isinstance(a, Ax) for atoms in layout for a in atoms)
     zero = g.index(np.zeros((1,) * rank, np.int64))
     view = ViewMap(rank, tuple(place.get(i, zero) for i in range(x.rank)))
-    return x.with_view(g, view, tuple(tuple(wides.get(a, a) for a in atoms) for atoms in layout))
+    # a parameter knows its width axes by their numbers
+    same = tuple(
+        tuple(own[k] if k < len(own) and isinstance(a, Wide) else a for k, a in enumerate(atoms))
+        for own, atoms in zip(x.layout, layout, strict=True)
+    )
+    return x.with_view(g, view, same)
 
 
 def layout_of(sizes: Sequence[Sequence[Size]], number: int = 0) -> Layout:
@@ -396,6 +421,39 @@ def det(val: Any, shape: Sequence[Size] | None = None, power: Fraction = ZERO_PO
     return Det(val, power, tuple(np.shape(val)) if shape is None else tuple(shape), **more)
 
 
+def crowded(shape: Sequence[Size]) -> bool:
+    """Whether two axes grow with one width: such an array has no limit, but as a parameter or an operator."""
+    names = [name for s in shape for name in kind_of(s)]
+    return len(set(names)) < len(names)
+
+
+def spelled_out(array: Array, layout: Layout) -> Array | None:
+    """An array over the finite axes of a layout as one over its axes, those of the width being of size one.
+
+    None if it varies along a finite axis that is merged with the width.
+    """
+    order = [a.axis for atoms in layout for a in atoms if isinstance(a, Ax)]
+    rest = [i for i in range(np.ndim(array)) if i not in order]
+    array = array.transpose([*order, *rest]).reshape([np.shape(array)[i] for i in order])
+    shape, whole, k = [], [], 0
+    for atoms in layout:
+        sizes = [a.size for a in atoms if isinstance(a, Ax)]
+        own, k = array.shape[k : k + len(sizes)], k + len(sizes)
+        if len(sizes) < len(atoms):
+            if any(n > 1 for n in own):
+                return None
+            whole += own
+            shape.append(1)
+        elif all(n == 1 for n in own):
+            whole += own
+            shape.append(1)
+        else:
+            whole += sizes
+            shape.append(int(np.prod(sizes)))
+    xp = np if isinstance(array, np.ndarray) else jnp
+    return xp.broadcast_to(array, tuple(whole)).reshape(shape)
+
+
 def as_coef(x: Array) -> Array:
     """A known scalar as a Python number, so that structure stays visible."""
     if isinstance(x, np.ndarray | np.generic) and np.ndim(x) == 0:
@@ -403,4 +461,4 @@ def as_coef(x: Array) -> Array:
     return x
 
 
-__all__ = ["Cat", "Det", "Dim", "Ket", "Mat", "Part", "Value", "jnp"]
+__all__ = ["Cat", "Det", "Dim", "Ket", "Mat", "Operator", "Part", "Term", "Value", "jnp"]

@@ -28,7 +28,7 @@ from anywidth.rules import linear
 from anywidth.rules.lift import Lift, collect
 from anywidth.rules.unrolled import unrolled
 from anywidth.trace import is_wide
-from anywidth.values import Ax, Cat, Det, Ket, Mat, Value, layout_of, standard, trivial_sizes
+from anywidth.values import Ax, Cat, Det, Ket, Mat, Operator, Value, crowded, layout_of, standard, trivial_sizes
 from anywidth.views import Dyn, ViewMap
 
 
@@ -106,8 +106,10 @@ class Body:
         self.xs = [pieces.as_one(self.it, x) if isinstance(x, Cat) and x.axis == 0 else x for x in self.xs]
         if any(isinstance(x, Cat) for x in (*self.carry, *self.xs)):
             raise NeedsUnroll("a concatenation goes through the loop")
-        if any(isinstance(x, Mat) for x in self.carry):
-            raise NeedsUnroll("a parameter is carried")
+        if any(isinstance(x, Mat | Operator) or crowded(x.shape) for x in self.carry):
+            raise NeedsUnroll("a parameter, or an array of size n x n, is carried")
+        if any(isinstance(x, Operator) for x in self.xs):
+            raise NeedsUnroll("the loop runs over arrays of size n x n")
         if self.reverse:
             self.xs = [linear.rev(self.it, x, dimensions=(0,)) for x in self.xs]
         self.carry = [
@@ -209,7 +211,7 @@ class Body:
         return x.with_view(self.graph, ViewMap(x.rank - 1, tuple(entries)), layout)
 
     def _standard(self, v: Value) -> Value:
-        if isinstance(v, Mat | Cat):
+        if isinstance(v, Mat | Cat | Operator):
             raise NeedsUnroll("a parameter or a concatenation leaves the loop's body")
         if isinstance(v, Det) and any(map(is_wide, v.shape)):
             v = linear.to_ket(self.graph, v)
@@ -349,6 +351,8 @@ def _leaves(v: Value) -> frozenset[Leaf]:
         return frozenset({v.leaf})
     if isinstance(v, Cat):
         return frozenset().union(*(_leaves(p) for p in v.parts))
+    if isinstance(v, Operator):
+        return frozenset().union(*(_leaves(f) for term in v.terms for f in term.factors))
     return v.node.leaves if isinstance(v, Ket) else frozenset()
 
 

@@ -78,7 +78,7 @@ def spread(x: Any, places: Sequence[int], rank: int) -> Any:
 def dot_general(it: Interpreter, x: Part, y: Part, dimension_numbers: Any, **params: Any) -> Part:
     p = plan(dimension_numbers, len(x.shape), len(y.shape))
     if isinstance(x, Det) and isinstance(y, Det):
-        return _numbers(it, x, y, p, dimension_numbers)
+        return _numbers(it, x, y, p)
     for v in (x, y):
         if isinstance(v, Det):
             it.settled(v)
@@ -87,19 +87,23 @@ def dot_general(it: Interpreter, x: Part, y: Part, dimension_numbers: Any, **par
     return contraction(it, a, b, p.outer)
 
 
-def _numbers(it: Interpreter, x: Det, y: Det, p: Plan, dimension_numbers: Any) -> Part:
+def _numbers(it: Interpreter, x: Det, y: Det, p: Plan) -> Part:
     rank = p.outer + p.summed
-    a, b = spread(x, p.lhs, rank), spread(y, p.rhs, rank)
-    shape = tuple(s if s != 1 else t for s, t in zip(a.shape, b.shape, strict=True))
+    return numbers(it, spread(x, p.lhs, rank), spread(y, p.rhs, rank), p.outer)
+
+
+def numbers(it: Interpreter, x: Det, y: Det, outer: int) -> Det:
+    """The sum over the axes from `outer` on of the product of two deterministic arrays of one rank."""
+    shape = tuple(s if s != 1 else t for s, t in zip(x.shape, y.shape, strict=True))
     power, factor = x.power + y.power, 1.0
-    for s in shape[p.outer :]:
+    for s in shape[outer:]:
         if is_wide(s):
             power, factor = power + order(s), factor * float(affine(s)[0])
-    lengths = [1 if is_wide(s) else finite(s) for s in shape[p.outer :]]
-    val = evaluated(lambda u, v: weighted_sum(u, v, p.summed, lengths) * factor, a.val, b.val)
+    lengths = [1 if is_wide(s) else finite(s) for s in shape[outer:]]
+    val = evaluated(lambda u, v: weighted_sum(u, v, len(lengths), lengths) * factor, x.val, y.val)
     noises = [n + o.power for n, o in ((x.noise, y), (y.noise, x)) if n is not None]
     return Det(
-        val, power, shape[: p.outer], zero=x.zero or y.zero, noise=max(noises, default=None), line=x.line or y.line
+        val, power, shape[:outer], zero=x.zero or y.zero, noise=max(noises, default=None), line=x.line or y.line
     )
 
 

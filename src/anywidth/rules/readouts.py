@@ -84,8 +84,31 @@ def inner_product(it: Interpreter, a: Ket, b: Ket, outer: int) -> Part:
     shape = Ket(x.node, layout[:outer], x.power).shape
     lengths = lengths_of(layout, outer)
     value = it.gram(x.node, y.node)
+    if value is ZERO:
+        for one, two in ((x, y), (y, x)):
+            out = term_by_term(it, one, two, outer)
+            if out is not None:
+                return out
     sizes = [a.size for a in widths(layout[outer:])]
     return number(it, value, x.power + y.power, sizes, summed, lengths, layout[:outer], shape)
+
+
+def term_by_term(it: Interpreter, v: Ket, s: Ket, outer: int) -> Part | None:
+    """(c v + c' v' ..).s, both over common axes, as a sum of readouts; None if a term is none, or there is no sum."""
+    node = v.node
+    while isinstance(node, View) and isinstance(node.operand, Sum | View):
+        node = it.graph.push(node)
+    if not isinstance(node, Sum):
+        return None
+    outs = []
+    for coef, term in node.terms:
+        other = s.node if coef is None else it.graph.scale(coef, s.node)
+        outs.append(inner_product(it, Ket(term, v.layout, v.power), Ket(other, s.layout, s.power), outer))
+    if not all(isinstance(out, Ket) for out in outs):
+        return None
+    from anywidth.rules.elementwise import total
+
+    return total(it, [(1.0, out) for out in outs])
 
 
 def number(
