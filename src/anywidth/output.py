@@ -16,7 +16,7 @@ from anywidth.kets import Contract, Leaf, Node, Product, Sum, View, is_zero
 from anywidth.parameters import Parameters
 from anywidth.rates import Rates, suggestion
 from anywidth.trace import Program
-from anywidth.values import Cat, Det, Mat, Value
+from anywidth.values import Cat, Det, Mat, Operator, Value
 
 
 def check_output(
@@ -31,8 +31,8 @@ def check_output(
         for p in value.parts:
             check_output(p, program, dropped, which, parameters, lr)
         return value
-    if isinstance(value, Mat):
-        raise UnsupportedError("the network returns a parameter matrix")
+    if isinstance(value, Mat | Operator):
+        raise UnsupportedError(f"the network returns an n x n matrix, and no readout.\n  at {line}")
     if isinstance(value, Det):
         reason = "is zero" if value.zero else "is not random"
         raise NoLimitError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from anywidth.errors import NoLimitError, Resized, UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.kets import Contract, Product, Sum, View, is_zero
+from anywidth.kets import Const, Contract, Product, Sum, View, is_zero
 from anywidth.trace import finite, is_wide
 from anywidth.values import ZERO_POWER, Det, Ket, Mat, Part, to_ket
 
@@ -246,6 +246,10 @@ def mul(it: Interpreter, x: Part, y: Part, **params: Any) -> Part:
     for a, b in ((x, y), (y, x)):
         if isinstance(a, Det):
             return it.scale(a, b)
+    for a, b in ((x, y), (y, x)):
+        if isinstance(a, Ket) and isinstance(a.node, Const) and isinstance(b, Ket) and b.wides():
+            (c, k), _ = it.aligned([a, b])  # numbers along a reshaped width: a linear map
+            return Ket(it.graph.scale(c.node.array, k.node), k.layout, a.power + b.power)
     return it.pointwise("mul", {}, [x, y], x.power + y.power)
 
 

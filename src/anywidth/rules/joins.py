@@ -46,9 +46,9 @@ def concatenate(it: Interpreter, *parts: Value, dimension: int) -> Value:
         shape[dimension] = np.shape(val)[dimension]
         noise = max((p.noise for p in known if p.noise is not None), default=None)
         return Det(val, top, tuple(shape), zero=all(p.zero for p in known), noise=noise)
-    if any(isinstance(p, Mat) for p in parts):
+    if any(isinstance(p, Mat) for p in parts) and not is_wide(parts[0].shape[dimension]):
         raise UnsupportedError(
-            "parameter matrices are concatenated; multiply each by its vector and add or concatenate the results"
+            "parameter matrices are stacked along a finite axis; multiply each by its vector and stack the results"
         )
     kets = [p for p in parts if isinstance(p, Ket)]
     if not is_wide(parts[0].shape[dimension]) and len(kets) == len(parts):

@@ -42,13 +42,15 @@ def handles(eqn: Eqn, inputs: Sequence[Any]) -> bool:
     if not mats and not kets:
         return False
     out, name = eqn.outputs[0], eqn.name
+    # an array of zeros, say, to which outer products are added
+    constant = any(isinstance(x, Det) and crowded(x.shape) for x in inputs)
     made = out is not None and crowded(out.shape)
     if name in ("mul", "div"):
         return len(mats) == 2 or (bool(kets) and made)
     if name == "dot_general":
         (sums, _), _ = eqn.params["dimension_numbers"]
         finite_sum = not any(is_wide(inputs[0].shape[a]) for a in sums)
-        return len(mats) == 2 or made or (bool(mats) and finite_sum)
+        return len(mats) == 2 or made or constant or (bool(mats) and finite_sum)
     if name in ("square", "integer_pow"):
         return bool(mats) and eqn.params.get("y", 2) == 2
     if name in ("add", "sub", "add_any", "reduce_sum"):

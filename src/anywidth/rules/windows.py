@@ -26,7 +26,7 @@ from anywidth.errors import UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
 from anywidth.rules import elementwise, linear, products, reductions
 from anywidth.trace import finite, is_wide
-from anywidth.values import Ax, Det, Mat, Part, Wide
+from anywidth.values import Ax, Det, Mat, Part, Wide, ratio
 from anywidth.views import ViewMap
 
 
@@ -117,7 +117,11 @@ def convolution(
         x = windowed(it, x, 1 + i, index)
     # x is (batch, p_1, o_1, p_2, o_2, ..., channel), w is (o_1, o_2, ..., channel, output channel)
     x = linear.transpose(it, x, (0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2), 2 * d + 1))
-    if is_wide(feature_group_count):
+    if batch_group_count != 1:
+        if is_wide(batch_group_count):
+            raise UnsupportedError("the batch of a convolution is split into groups whose number grows with the width")
+        y = _by_batch(it, x, w, d, batch_group_count)
+    elif is_wide(feature_group_count):
         y = _depthwise(it, x, w, d, feature_group_count)
     else:
         y = _grouped(it, x, w, d, feature_group_count, batch_group_count)
@@ -157,14 +161,33 @@ def _depthwise(it: Interpreter, x: Part, w: Part, d: int, groups: Any) -> Part:
             "the number of groups of a convolution grows with the width and their size does not: use a fixed number of "
             "groups, or one for each channel"
         )
-    if w.shape[-1] != groups:
-        raise UnsupportedError("a depthwise convolution with several outputs for each channel: apply several of them")
+    outputs = ratio(w.shape[-1], groups)
+    assert outputs is not None
+    merged = w.shape[-1]
     w = linear.squeeze(it, w, dimensions=(d,))
-    rank = 2 * d + 2
-    b = products.spread(w, (*range(d + 1, 2 * d + 1), rank - 1), rank)
-    if isinstance(x, Mat) or isinstance(b, Mat):
+    w = linear.reshape(it, w, new_sizes=(*w.shape[:-1], groups, int(outputs)))
+    # batch, positions, offsets, channel, and the outputs of a channel
+    rank = 2 * d + 3
+    a = products.spread(x, tuple(range(rank - 1)), rank)
+    b = products.spread(w, (*range(d + 1, 2 * d + 1), rank - 2, rank - 1), rank)
+    if isinstance(a, Mat) or isinstance(b, Mat):
         raise UnsupportedError("a depthwise convolution with a parameter that has two width axes")
-    return reductions.reduce_sum(it, elementwise.mul(it, x, b), tuple(range(d + 1, 2 * d + 1)))
+    y = reductions.reduce_sum(it, elementwise.mul(it, a, b), tuple(range(d + 1, 2 * d + 1)))
+    return linear.reshape(it, y, new_sizes=(*y.shape[: d + 1], merged))
+
+
+def _by_batch(it: Interpreter, x: Part, w: Part, d: int, groups: int) -> Part:
+    """Each block of outputs has examples of its own: those of the group of the batch that it belongs to."""
+    # x: (group, batch), positions, offsets, channel; w: offsets, channel, (group, output)
+    size, outs = linear.part(x.shape[0], groups), linear.part(w.shape[-1], groups)
+    x = linear.reshape(it, x, new_sizes=(groups, size, *x.shape[1:]))
+    w = linear.reshape(it, w, new_sizes=(*w.shape[:-1], groups, outs))
+    offset, rank = [d + 3 + i for i in range(d)], 2 * d + 4
+    a = products.spread(x, (d + 1, *range(d + 1), *offset, rank - 1), rank)
+    b = products.spread(w, (*offset, rank - 1, d + 1, d + 2), rank)
+    y = products.contraction(it, a, b, d + 3)
+    merged = it.eqn.outputs[0].shape[it.eqn.params["dimension_numbers"][2][1]]
+    return linear.reshape(it, y, new_sizes=(*y.shape[: d + 1], merged))
 
 
 # --- pooling ----------------------------------------------------------------------------------------------
