@@ -468,18 +468,38 @@ def function_of_the_weights():
     return _mlp, apply
 
 
-@refused("unsupported", "matri|parameter|W")
-def matrix_times_matrix_first():
+@refused("unsupported", "n x n", "vector", "tanh", x=sx, y=sy)
+def function_of_a_memory():
+    def apply(p, x):
+        n = p["v"].shape[0]
+        h = jax.nn.relu(x @ p["E"].T)
+        memory = jnp.tanh(h.T @ h / n)  # <- guilty
+        return (h @ memory).mean(0) @ p["v"] / jnp.sqrt(n)
+
+    return _attention, apply
+
+
+@refused("limit", "random", "n^0")
+def trace_of_a_product():
     def init(n):
         return _mlp(n) | {"W2": Normal((n, n))}
 
     def apply(p, x):
         n = p["W"].shape[0]
-        W = p["W2"] @ p["W"] / n  # <- guilty
-        h = jax.nn.relu(W @ jax.nn.relu(p["U"] @ x))
-        return p["v"] @ h / jnp.sqrt(n)
+        size = jnp.einsum("ij,ji->", p["W"], p["W2"]) / n  # <- guilty
+        return size * (p["v"] @ jax.nn.relu(p["U"] @ x)) / jnp.sqrt(n)
 
     return init, apply
+
+
+@refused("unsupported", "W", "transpose")
+def norm_of_a_matrix_squared():
+    def apply(p, x):
+        n = p["W"].shape[0]
+        W = p["W"] @ p["W"] / n
+        return p["v"] @ jax.nn.relu(W.T @ jax.nn.relu(W @ p["U"] @ x)) / jnp.sqrt(n)  # <- guilty
+
+    return _mlp, apply
 
 
 @refused("unsupported", "qr|orthogonal|primitive")

@@ -285,3 +285,70 @@ def test_a_convolution_over_the_width_is_refused():
     )
     with pytest.raises((aw.UnsupportedError, aw.NoLimitError), match="test_windows"):
         aw.nngp(net)(LINE[0, 0], LINE[1, 0])
+
+
+# --- groups: each way to convolve, and the same with shifts ---------------------------------------------------
+
+CHANNELS_LAST = ("NHC", "HIO", "NHC")
+
+
+def shifts(h):
+    """(batch, positions, 3, channels): what a window of three reads."""
+    padded = jnp.pad(h, ((0, 0), (1, 1), (0, 0)))
+    return jnp.stack([padded[:, o : o + h.shape[1]] for o in range(3)], 2)
+
+
+def convolve(h, w, **groups):
+    return lax.conv_general_dilated(h, w, (1,), "SAME", dimension_numbers=CHANNELS_LAST, **groups)
+
+
+def depthwise_by_shifts(h, w):
+    n = h.shape[-1]
+    out = jnp.einsum("btoc,ocm->btcm", shifts(h), w.reshape(3, n, -1))
+    return out.reshape(*h.shape[:2], -1)
+
+
+def by_batch_with_shifts(h, w):
+    halves = zip(jnp.split(h, 2), jnp.split(w, 2, -1), strict=True)
+    return jnp.concatenate([jnp.einsum("btoc,ocd->btd", shifts(a), b) for a, b in halves], -1) / np.sqrt(h.shape[-1])
+
+
+GROUPS = {
+    "depthwise_with_two_outputs": (
+        lambda n: (3, 1, 2 * n),
+        lambda h, w: convolve(h, w, feature_group_count=h.shape[-1]),
+        depthwise_by_shifts,
+    ),
+    "groups_of_the_batch": (
+        lambda n: (3, n, 2 * n),
+        lambda h, w: convolve(h, w, batch_group_count=2) / np.sqrt(h.shape[-1]),
+        by_batch_with_shifts,
+    ),
+    "patches": (
+        lambda n: (3 * n, 2 * n),
+        lambda h, w: lax.conv_general_dilated_patches(h, (3,), (1,), "SAME", dimension_numbers=CHANNELS_LAST) @ w,
+        lambda h, w: jnp.einsum("btoc,cod->btd", shifts(h), w.reshape(-1, 3, w.shape[-1])),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups(name):
+    shape, *ways = GROUPS[name]
+
+    def network(convolution):
+        def init(n):
+            return {"u": aw.Normal((3, n)), "w": aw.Normal(shape(n)), "c": aw.Normal((2 * n, n)), "v": aw.Normal((n,))}
+
+        def apply(p, x):
+            n = len(p["v"])
+            h = convolution(jax.nn.relu(x @ p["u"]), p["w"])
+            h = jax.nn.relu(h / np.sqrt(h.shape[-1] if name == "patches" else 1) @ p["c"] / np.sqrt(n))
+            return h.mean((0, 1)) @ p["v"] / np.sqrt(n)
+
+        return aw.Network(init, apply)
+
+    x, y = rng.normal(size=(4, 3, 3)), rng.normal(size=(4, 4, 3))
+    found, wanted = (aw.kernels(network(way))(x, y) for way in ways)
+    for kind in ("nngp", "ntk"):
+        np.testing.assert_allclose(getattr(found, kind), getattr(wanted, kind), rtol=1e-10)

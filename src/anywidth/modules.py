@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from anywidth import _compat
 from anywidth.errors import AnywidthError, InputError, NoLimitError, Resized
 from anywidth.laws import Law, laws_of, rounded
 from anywidth.network import Network, Normal
@@ -269,7 +270,17 @@ def _overrides(params: Any) -> dict[Path, Any]:
 
 def _read(library: _Library, n: int) -> dict[Path, tuple[tuple[int, ...], Law]]:
     """The shape and law of each parameter at width n."""
-    jaxpr, tree = jax.make_jaxpr(library.draw(n), return_shape=True)(jax.random.key(0))
+    try:
+        jaxpr, tree = jax.make_jaxpr(library.draw(n), return_shape=True)(jax.random.key(0))
+    except (TypeError, ValueError) as e:
+        if isinstance(e, AnywidthError):
+            raise
+        line = _compat.failing_line(e)
+        raise InputError(
+            f"the module cannot be made at width {n}, for this example: {str(e).strip()}\n"
+            "Where it is about dtypes, the module has a precision of its own: give it that of the example (the cells "
+            "of flax.linen take param_dtype=), or an example of its precision." + (f"\n  at {line}" if line else "")
+        ) from e
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_of(path): (tuple(leaf.shape), law) for (path, leaf), law in zip(leaves, laws_of(jaxpr), strict=True)}
 
@@ -285,9 +296,10 @@ def _fitted(path: Path, laws: Sequence[Law]) -> tuple[Law, Any]:
     unread = [law for law in laws if law.family is None]
     if unread or len({law.family for law in laws}) > 1:
         reason = unread[0].reason if unread else "its family changes with the width"
+        orthogonal = " (a square orthogonal matrix has the limit of var=1/n)" if "'qr'" in str(reason) else ""
         raise InputError(
             f"the distribution of {shown(path)} cannot be read off its initialiser ({reason}): it is not i.i.d. "
-            f"normal, truncated normal, uniform or constant. Say what it is: params={_example(path)}"
+            f"normal, truncated normal, uniform or constant. Say what it is: params={_example(path)}{orthogonal}"
         )
     try:
         numbers = []

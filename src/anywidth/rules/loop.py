@@ -180,7 +180,9 @@ class Body:
                 continue
             node = self.loop.carries[i]
             rank = node.rank - 1
-            view = g.view(node, ViewMap(rank, (dyn, *range(rank))))
+            # what is zero so far has no order in n, and must not outweigh what is added to it
+            zero = g.const(np.zeros((1,) * rank))
+            view = zero if kind.zero else g.view(node, ViewMap(rank, (dyn, *range(rank))))
             carry.append(Ket(view, layout_of(trivial_sizes(x.shape)), kind.power))
         here = [self._slice(x, dyn, slices) for x in self.xs]
         outer_gram, outer_eqn = it.gram, it.eqn

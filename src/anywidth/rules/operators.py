@@ -311,8 +311,9 @@ def evaluate(it: Interpreter, term: Term, shape: Sequence[Size]) -> Any:
     for a in sorted(todo):
         if not any(holds(f, a) for f in factors):
             todo.remove(a)
-            count, grows = count * float(affine(sizes[a])[0] if is_wide(sizes[a]) else finite(sizes[a])), grows + order(
-                sizes[a]
+            count, grows = (
+                count * float(affine(sizes[a])[0] if is_wide(sizes[a]) else finite(sizes[a])),
+                grows + order(sizes[a]),
             )
     factors[0] = _times(it, Det(np.asarray(count), grows, ()), factors[0])
     while True:
