@@ -108,8 +108,6 @@ class Body:
             raise NeedsUnroll("a concatenation goes through the loop")
         if any(isinstance(x, Mat | Operator) or crowded(x.shape) for x in self.carry):
             raise NeedsUnroll("a parameter, or an array of size n x n, is carried")
-        if any(isinstance(x, Operator) for x in self.xs):
-            raise NeedsUnroll("the loop runs over arrays of size n x n")
         if self.reverse:
             self.xs = [linear.rev(self.it, x, dimensions=(0,)) for x in self.xs]
         self.carry = [
@@ -199,8 +197,8 @@ class Body:
     def _slice(self, x: Value, dyn: Dyn, xs: Any) -> Value:
         if isinstance(x, Det):
             return replace(x, val=next(xs), shape=x.shape[1:])
-        if isinstance(x, Cat):
-            raise NeedsUnroll("the loop runs over a concatenation")
+        if isinstance(x, Cat | Operator):
+            raise NeedsUnroll("the loop runs over a concatenation, or over arrays of size n x n")
         atoms = x.layout[0]
         if len(atoms) != 1 or not isinstance(atoms[0], Ax):
             raise NeedsUnroll("the loop runs over merged axes")

@@ -86,9 +86,9 @@ def inner_product(it: Interpreter, a: Ket, b: Ket, outer: int) -> Part:
     value = it.gram(x.node, y.node)
     if value is ZERO:
         for one, two in ((x, y), (y, x)):
-            out = term_by_term(it, one, two, outer)
-            if out is not None:
-                return out
+            summed_up = term_by_term(it, one, two, outer)
+            if summed_up is not None:
+                return summed_up
     sizes = [a.size for a in widths(layout[outer:])]
     return number(it, value, x.power + y.power, sizes, summed, lengths, layout[:outer], shape)
 
