@@ -46,6 +46,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 default_role = "code"  # of docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True  # as they are written: jnp.tanh, not the object that it is
 autosummary_generate = True
 # Shapes of jaxtyping are no names, and no inventory of other projects is loaded: the site builds without a network.
 nitpick_ignore_regex = [("py:.*", r"'.*'|jaxtyping\..*|(np\.|numpy\.)?ndarray|jax\..*|Array|.*\.Array")]
@@ -55,3 +56,12 @@ napoleon_use_rtype = False
 # Links are checked where there is an internet (make docs LINKS=1); anchors of web applications are not in their pages.
 linkcheck_timeout = 20
 linkcheck_anchors = False
+
+
+def without_aliases(app, what, name, obj, skip, options):
+    """Fields of named tuples say no more than their number: the docstring of the class speaks of them."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else skip
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", without_aliases)

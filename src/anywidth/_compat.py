@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ _JAX_DIR = os.path.dirname(jax.__file__)
 _HERE = os.path.dirname(__file__)
 _ZOO = os.path.join(_HERE, "zoo")
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
+_CELL = re.compile(r"ipykernel_\d|ipython-input-")  # in the file names that IPython and Colab give to cells
 _LIBRARIES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 
 Literal = jex.Literal
@@ -72,7 +74,8 @@ def _own_line(frames: Iterable[tuple[str, int, str]]) -> str | None:
             if inside_a_library is not None:
                 break
         elif not file.startswith((_JAX_DIR, "<frozen")):
-            found = f"{file}:{line} ({name})"
+            where = f"line {line} of a notebook's cell" if _CELL.search(file) else f"{file}:{line}"
+            found = f"{where} ({name})"
             if not (file.startswith(_STDLIB) or any(part in file for part in _LIBRARIES)):
                 return found
             inside_a_library = inside_a_library or found

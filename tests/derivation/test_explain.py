@@ -129,6 +129,31 @@ def test_what_is_computed_twice_is_defined_once():
     assert methods.NORMALISED in " ".join(found.split())
 
 
+def test_what_has_a_name_has_it():
+    """An exact gelu; the mean over positions; the identity added to a graph; what an LSTM's loop starts from."""
+    vit = read(zoo.vit(3, (8, 8)), np.ones((8, 8, 3)))
+    assert "s_i = gelu(h^9_i)" in vit
+    graph = read(zoo.gcn(3, 1), (np.ones((4, 4)), X[:4]))
+    assert "1[i = k]" in graph
+    assert "s̄ = Σ_k s_k / 4" in graph
+    lstm = read(zoo.lstm(3), X[:3])
+    assert "s^1_0 = 0 " in lstm
+    assert "s^2_0 = 0 " in lstm
+    assert "ℓ" not in lstm
+
+
+def test_words_in_names_are_subscripts():
+    def apply(p, x):
+        n = p["W2"].shape[0]
+        return p["v_out"] @ jax.nn.relu(p["W2"] @ jnp.tanh(p["W_in"] @ x) / jnp.sqrt(n)) / jnp.sqrt(n)
+
+    init = lambda n: {"W_in": aw.Normal((n, 3)), "W2": aw.Normal((n, n)), "v_out": aw.Normal((n,))}  # noqa: E731
+    latex = Explanation(tuple(derivation(reading(aw.Network(init, apply), X[0]))), {}).latex()
+    assert r"h^{(1)} &= W_{\mathrm{in}} x" in latex
+    assert r"W_{2} s^{(1)}" in latex
+    assert r"\sigma^2_{v_{\mathrm{out}}}" in latex
+
+
 def test_a_loop_over_the_states_of_a_loop():
     case = networks.get("rnn_two_scans")
     found = read(case.net, jnp.asarray(case.x))
@@ -255,6 +280,7 @@ def test_any_network_is_explained(name):
     markdown = found._repr_markdown_()
     assert markdown.count("{") == markdown.count("}")
     assert found.latex().isascii()
+    assert max(map(len, str(found).splitlines())) <= 100
     (nngp,) = (s for s in found.sections if s.title == "NNGP")
     (ntk,) = (s for s in found.sections if s.title == "NTK")
     assert str(found).count("Θ[f") >= 1
@@ -301,7 +327,7 @@ def test_drawing(tmp_path):
     net, x, _ = NETWORKS["transformer"]
     path = aw.draw(net, x).save(tmp_path / "net.svg")
     root = ElementTree.parse(path).getroot()
-    labels = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
+    labels = ["".join(t.itertext()) for t in root.iter("{http://www.w3.org/2000/svg}text")]
     assert any(label.startswith("f = v") for label in labels)
     assert any("softmax" in label for label in labels)
     assert "v" in labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -13,13 +14,15 @@ import jax.numpy as jnp
 
 from anywidth.derivation import terms as tm
 from anywidth.derivation.layers import bare
-from anywidth.derivation.printing import text
+from anywidth.derivation.printing import BAR, text
 from anywidth.derivation.read import Definition
 from anywidth.derivation.reading import Reading, reading
 from anywidth.derivation.terms import Index, Op, Sym, Term
 from anywidth.network import Network
 
 _CHAR, _HEIGHT, _GAP, _ROW = 7.2, 30.0, 18.0, 62.0
+_SMALL = 0.78  # of indices
+_MARKED = re.compile(r"([_^])(\([^()]*\)|\{[^{}]*\}|[^\W_]+)")
 _FILL = {
     "input": "#e8e8e8",
     "parameter": "#fdf3d0",
@@ -120,7 +123,30 @@ def _label(d: Definition) -> str:
     what = f" = {text(body)}"
     if isinstance(body, Op) and body.head.startswith("fn:") and len(what) > 44:
         what = f" = {body.head.removeprefix('fn:')}(…)"
-    return left + (what if len(what) <= 44 else what[:43] + "…")
+    return left + (what if len(what) <= 44 else what[:43].rsplit(" ", 1)[0] + " …")
+
+
+def _pieces(label: str) -> list[tuple[str, str]]:
+    """A label as what stands on the line (""), above it ("^") and below it ("_")."""
+    out, end = [], 0
+    for m in _MARKED.finditer(label):
+        out += [("", label[end : m.start()]), (m[1], m[2].strip("{}"))]
+        end = m.end()
+    return [(where, piece) for where, piece in (*out, ("", label[end:])) if piece]
+
+
+def _width(label: str) -> float:
+    return sum(len(piece.replace(BAR, "")) * (_SMALL if where else 1.0) for where, piece in _pieces(label)) * _CHAR + 16
+
+
+def _written(label: str) -> str:
+    out, level = [], 0.0
+    for where, piece in _pieces(label):
+        wanted = {"": 0.0, "^": -4.0, "_": 3.0}[where]
+        small = f' font-size="{12 * _SMALL:.1f}"' if where else ""
+        out.append(f'<tspan dy="{wanted - level:g}"{small}>{escape(piece)}</tspan>')
+        level = wanted
+    return "".join(out)
 
 
 def _svg(nodes: Sequence[Node]) -> str:
@@ -135,7 +161,7 @@ def _svg(nodes: Sequence[Node]) -> str:
     shown_groups: set[str] = set()
     for i in range(len(nodes)):
         rows.setdefault(level[i], []).append(i)
-    width = [len(n.label) * _CHAR + 16 for n in nodes]
+    width = [_width(n.label) for n in nodes]
     margin = 90.0 if any(n.group for n in nodes) else 20.0
     inner = max(sum(width[i] + _GAP for i in row) for row in rows.values())
     total = margin + inner + 60
@@ -157,7 +183,7 @@ def _svg(nodes: Sequence[Node]) -> str:
         f'width="{total:.0f}" font-family="DejaVu Sans, sans-serif" font-size="12" role="img">',
         '<defs><marker id="aw-arrow" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '
         'orient="auto">'
-        '<path d="M0,0 L8,4 L0,8 z" fill="#666"/></marker></defs>',
+        '<path d="M0,0 L8,4 L0,8 z" fill="#808080"/></marker></defs>',
     ]
     for i, n in enumerate(nodes):
         for j in n.sources:
@@ -172,17 +198,17 @@ def _svg(nodes: Sequence[Node]) -> str:
                     f"{x[i] + width[i] / 2:.1f},{y[i]:.1f}"
                 )
             dash = ' stroke-dasharray="5 4"' if back else ""
-            parts.append(f'<path d="{path}" fill="none" stroke="#666"{dash} marker-end="url(#aw-arrow)"/>')
+            parts.append(f'<path d="{path}" fill="none" stroke="#808080"{dash} marker-end="url(#aw-arrow)"/>')
     for i, n in enumerate(nodes):
         fill = _FILL[n.kind]
         parts.append(
             f'<rect x="{x[i] - width[i] / 2:.1f}" y="{y[i] - _HEIGHT / 2:.1f}" width="{width[i]:.1f}" '
             f'height="{_HEIGHT:.0f}" rx="6" fill="{fill}" stroke="#999"/>'
-            f'<text x="{x[i]:.1f}" y="{y[i] + 4:.1f}" text-anchor="middle" fill="#111">{escape(n.label)}</text>'
+            f'<text x="{x[i]:.1f}" y="{y[i] + 4:.1f}" text-anchor="middle" fill="#111">{_written(n.label)}</text>'
         )
         if n.group and n.group not in shown_groups and n.kind != "parameter":
             shown_groups.add(n.group)
-            parts.append(f'<text x="8" y="{y[i] + 4:.1f}" fill="#666" font-size="11">{escape(n.group)}</text>')
+            parts.append(f'<text x="8" y="{y[i] + 4:.1f}" fill="#808080" font-size="11">{escape(n.group)}</text>')
     return "\n".join([*parts, "</svg>"])
 
 

@@ -21,14 +21,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from anywidth.derivation.printing import latex, text
+from anywidth.derivation.printing import BAR, latex, text
 from anywidth.derivation.terms import Op, Term, neg, negative
 
 # Words and formulas: a formula is a term, or its LaTeX and its text.
 Formula = Term | tuple[str, str]
 Words = tuple[str | Formula, ...]
 
-LONG, ROW, PLAIN_ROW = 64, 50, 86  # characters of a formula that is broken, and of a row of it
+PLAIN_ROW = 100  # characters of a line in a terminal
+TEX_ROW = 96  # of an equation as it would be in a terminal: more does not fit a column of a page
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,22 @@ def plain(s: Section) -> str:
         formula = f"  {text(line.left)} = {_formula(line.right, False)}"
         remark = _text_words(line.remark)
         if len(formula) <= 44 and len(remark) <= 40:
-            out.append(f"{formula:<46}{remark}".rstrip())
+            out.append((formula + " " * (46 - len(formula.replace(BAR, ""))) + remark).rstrip())
         else:
-            first, *more = _rows(line.right, False) if len(formula) > 100 else [_formula(line.right, False)]
-            out += [f"  {text(line.left)} = {first}", *(f"      {row}" for row in more)]
+            left = f"  {text(line.left)} ="
+            first, *more = _rows(line.right, False, PLAIN_ROW - len(left) - 1, PLAIN_ROW - 6)
+            if len(left) + 1 + len(first) <= PLAIN_ROW:
+                left, first = f"{left} {first}", ""
+            out.append(left)
+            for row in (first, *more):
+                out += textwrap.wrap(
+                    row,
+                    PLAIN_ROW,
+                    initial_indent=" " * 6,
+                    subsequent_indent=" " * 10,
+                    break_on_hyphens=False,
+                    break_long_words=False,
+                )
             out += textwrap.wrap(remark, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     if s.table:
         table = [[_cell(c, False).split("\n") for c in row] for row in s.table]
@@ -86,8 +99,8 @@ def plain(s: Section) -> str:
 def markdown(s: Section) -> str:
     out = [f"### {s.title}", *([_tex_words(s.prose, str)] if s.prose else [])]
     for line in s.lines:
-        remark, short = _tex_words(line.remark, str), len(_text_words(line.remark)) <= 40
-        first, *more = _rows(line.right, True)
+        remark, short = _tex_words(line.remark, str), _beside(line)
+        first, *more = _tex_rows(line)
         formula = f"{latex(line.left)} = {first}"
         if more:
             rows = r" \\ ".join([f"{latex(line.left)} &= {first}", *(rf"&\quad {{}} {row}" for row in more)])
@@ -112,9 +125,9 @@ def tex(s: Section) -> str:
 
     for line in s.lines:
         remark = _tex_words(line.remark, _escaped)
-        first, *more = _rows(line.right, True)
+        first, *more = _tex_rows(line)
         rows += [f"{latex(line.left)} &= {first}", *(rf"&\quad {{}} {row}" for row in more)]
-        if remark and len(_text_words(line.remark)) <= 40 and not more:
+        if remark and _beside(line) and not more:
             rows[-1] += rf" && \text{{{remark}}}"
         elif remark:  # a paragraph, since an equation is not broken by itself
             out += [*aligned(), rf"\noindent {remark}."]
@@ -125,13 +138,24 @@ def tex(s: Section) -> str:
     return "\n\n".join(out)
 
 
-def _rows(f: Formula, tex: bool) -> list[str]:
+def _beside(line: Line) -> bool:
+    """Whether what is said of a formula has room beside it."""
+    remark = len(_text_words(line.remark))
+    return remark <= 40 and len(text(line.left)) + len(_formula(line.right, False)) + remark <= TEX_ROW
+
+
+def _tex_rows(line: Line) -> list[str]:
+    room = TEX_ROW - 3 - len(text(line.left))
+    return _rows(line.right, True, room, room)
+
+
+def _rows(f: Formula, tex: bool, first_row: int, row: int) -> list[str]:
     """A formula, in rows if it is a sum that is too long for one."""
-    if not (isinstance(f, Op) and f.head == "add") or len(text(f)) <= LONG:
+    if not (isinstance(f, Op) and f.head == "add") or len(text(f)) <= first_row:
         return [_formula(f, tex)]
     rows: list[list[Term]] = [[]]
     for t in f.args:
-        if rows[-1] and sum(len(text(u)) + 3 for u in (*rows[-1], t)) > (ROW if tex else PLAIN_ROW):
+        if rows[-1] and sum(len(text(u)) + 3 for u in (*rows[-1], t)) > (row if len(rows) > 1 else first_row):
             rows.append([])
         rows[-1].append(t)
     write = latex if tex else text

@@ -81,7 +81,7 @@ def _longest(definitions: Sequence[Definition]) -> tuple[int, int, int] | None:
             ):
                 count += 1
             longer = best is None or (count * period, -period, start) > (best[1] * best[2], -best[1], best[0])
-            if count > 1 and longer:
+            if count > 1 and longer and any(d.kind != "start" for d in definitions[start : start + period]):
                 best = (start, period, count)
     return best
 

@@ -11,6 +11,7 @@ W x_i / √n
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -116,15 +117,23 @@ _WRITTEN: dict[str, tuple[Any, Any]] = {
     for name, (tex, plain) in _COMPARE.items()
 }
 _TEX = {"sin", "cos", "tan", "exp", "log", "max", "min", "tanh", "sinh", "cosh"}
+BAR = "\u0304"  # the mean of what it stands over
 _GREEK = {"phi", "sigma", "mu", "nu", "epsilon", "theta", "alpha", "beta", "gamma", "rho", "kappa", "tau", "Theta"}
 
 
-def _name(name: str, tex: bool) -> str:
+def _name(name: str, tex: bool) -> tuple[str, str]:
+    """A name, and what of it is a subscript: of W1 or W_in all but the letter."""
     if not tex:
-        return name
+        return name, ""
+    if name.endswith(BAR):
+        return rf"\bar{{{_name(name.removesuffix(BAR), True)[0]}}}", ""
     if name in _GREEK:
-        return "\\" + name
-    return name if len(name) == 1 else rf"\mathrm{{{name}}}".replace("_", r"\_")
+        return "\\" + name, ""
+    numbered = re.fullmatch(r"([A-Za-z]+)(?:(\d+)|_(\w+))", name)
+    if numbered and (len(numbered[1]) == 1 or numbered[1] in _GREEK):
+        word = numbered[3].replace("_", r"\_") if numbered[3] else ""
+        return _name(numbered[1], True)[0], numbered[2] or (word if len(word) == 1 else rf"\mathrm{{{word}}}")
+    return (name if len(name) == 1 else rf"\mathrm{{{name}}}".replace("_", r"\_")), ""
 
 
 def latex(t: Term) -> str:
@@ -160,13 +169,11 @@ def _grouped(s: str) -> str:
 def _symbol(t: Sym, tex: bool) -> str:
     sup = ",".join(_write(s, tex) if isinstance(s, Num | Index | Sym | Op) else str(s) for s in t.sup)
     prime = "'" if t.primed else ""
-    name = _name(t.name, tex)
+    name, below = _name(t.name, tex)
     if tex:
-        sub = (
-            ",".join(_write(s, tex) for s in t.sub)
-            if all(len(_write(s, tex)) <= 2 for s in t.sub) is False
-            else "".join(_write(s, tex) for s in t.sub)
-        )
+        subs = [_write(s, tex) for s in t.sub]
+        sub = ("" if all(len(s) <= 2 for s in subs) else ",").join(subs)
+        sub = ",".join(s for s in (below, sub) if s)
         out = name
         if sup:
             out += rf"^{{({sup}){prime}}}" if prime else rf"^{{({sup})}}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 from anywidth import _compat
 from anywidth.derivation import terms as tm
 from anywidth.derivation.layers import Item, bare, compressed
+from anywidth.derivation.printing import BAR
 from anywidth.derivation.read import Definition, Reader, Val
-from anywidth.derivation.terms import Index, Op, Sym, Term
+from anywidth.derivation.terms import Index, Num, Op, Sym, Term
 from anywidth.expect.methods import Ways, recording
 from anywidth.expect.sampler import Sampler
 from anywidth.kernels import pair
@@ -65,7 +67,7 @@ def reading(net: Network, x: Any, lr: Rates = None) -> Reading:
         symbol = Sym("f", (k + 1,) if len(outputs) > 1 else ())
         free = tuple(i for i in at if isinstance(i, Index))
         definitions.append(Definition(symbol, free, out.at(at), "output", out.leaves, True, "", out.places))
-    items, named = compressed(_numbered(_inlined(_own_places(_used(definitions)))))
+    items, named = compressed(_numbered(_means([_gelu(d) for d in _inlined(_own_places(_used(definitions)))])))
     return Reading(
         tuple(items), tuple(named), parameters, names, tuple(symbols), dict(reader.sizes), reader.padded, ways,
         reader.shifted, None if lr is None else rates, net.second_width,
@@ -154,8 +156,8 @@ def _inlined(definitions: Sequence[Definition]) -> list[Definition]:
             table[bare(d.symbol)] = replace(d, body=replace(e.symbol, sub=e.symbol.sub or e.indices))
             out[same] = replace(e, places=e.places | d.places)
             continue
-        if d.kind in ("gaussian", "activation", "number") and isinstance(body, Sym) and not body.parameter:
-            table[bare(d.symbol)] = d
+        if d.kind in ("gaussian", "activation", "number") and _other_name(body, d.gaussian):
+            table[bare(d.symbol)] = replace(d, body=body)
             continue
         out.append(d)
     carries = {bare(d.body): d for d in out if d.kind == "carry" and isinstance(d.body, Sym)}
@@ -166,6 +168,49 @@ def _inlined(definitions: Sequence[Definition]) -> list[Definition]:
             whole = replace(d, body=maker.body, kind=maker.kind, places=d.places | maker.places)
             out = [whole if e is d else e for e in out if e is not maker]
     return out
+
+
+def _means(definitions: Sequence[Definition]) -> list[Definition]:
+    """The mean of a symbol over one of its axes under the symbol's own name, with a bar."""
+    table: dict[Sym, str] = {}
+    for d in definitions:
+        match d.body:
+            case Op("mul", (Num(value, Fraction(numerator=0)), Op("sum", (i, Sym() as s)))) if (
+                i in s.sub and not s.parameter and d.kind in ("gaussian", "activation")
+            ):
+                if 0 < value < 1 and math.isclose(round(1 / value) * value, 1.0, rel_tol=1e-6) and BAR not in s.name:
+                    table[bare(d.symbol)] = s.name + BAR
+
+    def f(t: Term) -> Term | None:
+        if isinstance(t, Sym) and bare(t) in table:
+            return replace(t, name=table[bare(t)], sub=tuple(tm.mapped(s, f) for s in t.sub))
+        return None
+
+    return [replace(d, symbol=tm.mapped(d.symbol, f), body=tm.mapped(d.body, f)) for d in definitions]  # type: ignore[arg-type]
+
+
+def _other_name(body: Term, gaussian: bool) -> bool:
+    """Whether it is a symbol, or a Gaussian times a number."""
+    match body:
+        case Op("mul", (Num(_, Fraction(numerator=0)), Sym() as s)) if gaussian:
+            return not s.parameter
+        case Sym() as s:
+            return not s.parameter
+    return False
+
+
+def _gelu(d: Definition) -> Definition:
+    """u/2 erfc(-u/√2) is what JAX makes of an exact gelu."""
+
+    def f(t: Term) -> Term | None:
+        match t:
+            case Op("mul", (Num(value), Sym() as u, Op("fn:erfc", (Op("mul", (Num(inner), v)),)))) if (
+                u == v and math.isclose(inner, -(0.5**0.5), rel_tol=1e-6)
+            ):
+                return tm.mul(Num(2 * value), tm.fn("gelu", u))
+        return None
+
+    return replace(d, body=tm.mapped(d.body, f))
 
 
 def _same(d: Definition, e: Definition) -> bool:

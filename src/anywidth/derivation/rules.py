@@ -32,7 +32,17 @@ def register(*names: str) -> Callable[[Any], Any]:
 
 @register(*SAME)
 def same(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
-    return inputs[0]
+    (x,) = inputs
+    if eqn.name != "convert_element_type" or x.ket:
+        return x
+
+    def entry(idx: Indices) -> Term:
+        """Whether two positions are the same, as a number."""
+        t = x.at(idx)
+        alike = isinstance(t, Op) and t.head == "fn:eq" and all(isinstance(i, Index) for i in t.args)
+        return Op("fn:same", t.args) if alike and isinstance(t, Op) else t
+
+    return replace(x, at=entry, base=None)
 
 
 @register("add", "add_any", "sub", "neg")

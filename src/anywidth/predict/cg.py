@@ -25,11 +25,14 @@ class NotConvergedError(AnywidthError, RuntimeError):
 
 
 class Solution(NamedTuple):
-    """What conjugate gradients found."""
+    """What conjugate gradients found: the solution `x`, after how many `iterations`, and its `residual`.
+
+    The residual is the largest of the columns' ||b - (K + noise I) x|| / ||b||, computed anew from x.
+    """
 
     x: Float[np.ndarray, "N *outputs_and_columns"]
     iterations: int
-    residual: float  # the largest of the columns' ||b - (K + noise I) x|| / ||b||, computed anew from x
+    residual: float
 
 
 def conjugate_gradients(

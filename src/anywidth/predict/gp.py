@@ -26,11 +26,15 @@ _SOLVED_AT_ONCE = 256  # right-hand sides, when they are solved for by conjugate
 
 
 class LeaveOneOut(NamedTuple):
-    """Predictions of each example from all others, without noise taken off: of observations."""
+    """Predictions of each example from all others, without noise taken off: of observations.
+
+    `mean` has the shape of y, `variance` that of the outputs, and `log_density` is of each example's targets, jointly
+    over its outputs, for each column.
+    """
 
     mean: Float[Array, "N *outputs_and_columns"]
     variance: Float[Array, "N *outputs"]
-    log_density: Float[Array, "N *columns"]  # of the example's targets, jointly over its outputs
+    log_density: Float[Array, "N *columns"]
 
 
 class _Factored:

@@ -39,7 +39,9 @@ def log_marginal_likelihood(
 
 
 class NoiseFit(NamedTuple):
-    """The covariance scale (K + noise I) that makes data likeliest."""
+    """The covariance scale (K + noise I) that makes data likeliest: `noise`, and `scale` and `log_marginal_likelihood`
+    of every column of targets.
+    """
 
     noise: float
     scale: Float[np.ndarray, "*columns"]
