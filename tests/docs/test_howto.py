@@ -56,6 +56,7 @@ def test_beside_neural_tangents(session):
     """The right column of the table, one cell after another."""
     ours = [b for b in blocks(DOCS / "neural-tangents.md") if "aw." in b or "net.sample" in b]
     assert len(ours) == 8
+    session |= {"targets": jnp.arange(3.0)}
     session |= {"X": jnp.ones((3, 8)) * jnp.arange(1.0, 4.0)[:, None], "Y": jnp.ones((2, 8))}
     session |= {"x": session["X"][0], "y": session["Y"][0], "key": jax.random.key(0)}
     for block in ours:
