@@ -214,8 +214,8 @@ def test_examples_of_different_shapes():
     """The mean over the other sequence is of its own length."""
     net, x, y = NETWORKS["rnn"]
     text = read(net, x, y)
-    assert "s^2' = Σ_k' s^1'_k' / 3" in text
-    assert "E[s^2 s^2'] = Σ_k Σ_k' E[s^1_k s^1'_k'] / 15" in text
+    assert "s̄' = Σ_k' s'_k' / 3" in text
+    assert "E[s̄ s̄'] = Σ_k Σ_k' E[s_k s'_k'] / 15" in text
     assert "t' = 1, ..., 3" in text
 
 

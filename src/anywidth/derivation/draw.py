@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -123,7 +123,12 @@ def _label(d: Definition) -> str:
     what = f" = {text(body)}"
     if isinstance(body, Op) and body.head.startswith("fn:") and len(what) > 44:
         what = f" = {body.head.removeprefix('fn:')}(…)"
-    return left + (what if len(what) <= 44 else what[:43].rsplit(" ", 1)[0] + " …")
+    if len(what) > 44:
+        what = what[:43]
+        while what.count("{") > what.count("}"):  # not within an index
+            what = what[: what.rindex("{")]
+        what = what.rsplit(" ", 1)[0] + " …"
+    return left + what
 
 
 def _pieces(label: str) -> list[tuple[str, str]]:
@@ -149,6 +154,20 @@ def _written(label: str) -> str:
     return "".join(out)
 
 
+def _curve(*points: tuple[float, float]) -> str:
+    start, *others = (f"{x:.1f},{y:.1f}" for x, y in points)
+    return f"M{start} C{' '.join(others)}"
+
+
+def _free_side(rows: Mapping[int, Sequence[int]], level: Sequence[int], j: int, i: int) -> int:
+    """-1 or 1: on the left or on the right nothing stands beside either of two nodes with others between; else 0."""
+    if level[i] - level[j] > 1:
+        for side, end in ((-1, 0), (1, -1)):
+            if rows[level[j]][end] == j and rows[level[i]][end] == i:
+                return side
+    return 0
+
+
 def _svg(nodes: Sequence[Node]) -> str:
     level = [0] * len(nodes)
     for i, n in enumerate(nodes):
@@ -162,7 +181,7 @@ def _svg(nodes: Sequence[Node]) -> str:
     for i in range(len(nodes)):
         rows.setdefault(level[i], []).append(i)
     width = [_width(n.label) for n in nodes]
-    margin = 90.0 if any(n.group for n in nodes) else 20.0
+    margin = (90.0 if any(n.group for n in nodes) else 20.0) + 24.0
     inner = max(sum(width[i] + _GAP for i in row) for row in rows.values())
     total = margin + inner + 60
     x: dict[int, float] = {}
@@ -190,13 +209,18 @@ def _svg(nodes: Sequence[Node]) -> str:
             back = j >= i
             x1, y1, x2, y2 = x[j], y[j] + _HEIGHT / 2, x[i], y[i] - _HEIGHT / 2
             bend = (y2 - y1) / 2
-            path = f"M{x1:.1f},{y1:.1f} C{x1:.1f},{y1 + bend:.1f} {x2:.1f},{y2 - bend:.1f} {x2:.1f},{y2:.1f}"
+            path = _curve((x1, y1), (x1, y1 + bend), (x2, y2 - bend), (x2, y2))
+            side = _free_side(rows, level, j, i) if nodes[j].sources else 0
             if back:
-                side = total - 6
-                path = (
-                    f"M{x[j] + width[j] / 2:.1f},{y[j]:.1f} C{side:.1f},{y[j]:.1f} {side:.1f},{y[i]:.1f} "
-                    f"{x[i] + width[i] / 2:.1f},{y[i]:.1f}"
-                )
+                start, end = x[j] + width[j] / 2, x[i] + width[i] / 2
+                out, open_ = (start + 50, 25.0) if i == j else (total - 6, 0.0)
+                path = _curve((start, y[j]), (out, y[j] + open_), (out, y[i] - open_), (end, y[i]))
+            elif side:  # past what stands between
+                passed = [k for u in range(level[j], level[i] + 1) for k in rows[u]]
+                out = side * (max(side * x[k] + width[k] / 2 for k in passed) + 8)
+                start, end = (x[k] + side * width[k] / 2 for k in (j, i))
+                out = (out - (start + end) / 8) / 0.75  # where a curve with these ends turns
+                path = _curve((start, y[j]), (out, y[j]), (out, y[i]), (end, y[i]))
             dash = ' stroke-dasharray="5 4"' if back else ""
             parts.append(f'<path d="{path}" fill="none" stroke="#808080"{dash} marker-end="url(#aw-arrow)"/>')
     for i, n in enumerate(nodes):
