@@ -271,6 +271,8 @@ class _Term:
 class _Normaliser:
     """r -> (alpha r + eps)^power."""
 
+    singular = True  # where r vanishes
+
     def __init__(self, power: float) -> None:
         self.power = power
 

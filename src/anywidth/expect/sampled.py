@@ -28,10 +28,13 @@ from anywidth.expect.atoms import discontinuous
 from anywidth.expect.forms import Normaliser
 from anywidth.expect.layout import Layout, covariance, layouts
 from anywidth.expect.numerics import is_zero
+from anywidth.expect.poles import coordinates, density, poles, projection, shortened
 from anywidth.expect.roots import root
-from anywidth.expect.sampler import Sampler, average, chunk_of
+from anywidth.expect.sampler import LEAST, Sampler, average, chunk_of
 from anywidth.expr import JUMPS, KINKED, LEAVES, evaluated, variables
 from anywidth.kets import Const, Contract, Node, Pointwise, Sum, View
+
+SHARE = 4  # one in so many points is for the derivative of a function with poles
 
 # --- evaluation on samples --------------------------------------------------------------------------------
 
@@ -191,6 +194,19 @@ class _Pair:
         self.sizes = [int(s[-1]) for s in self.starts]
         used = self.left.primitives | self.right.primitives
         self.jumps, self.kinks = bool(used & {"jump", *JUMPS}), bool(used & {"jump", "kink", *KINKED})
+        self.rows = [self._rows(side) for side in (self.left, self.right)]
+        self.poles = any(self.rows)
+
+    def _rows(self, side: Side) -> list[int]:
+        """The coordinates of (u, v) at which a side has poles."""
+        rows: set[int] = set()
+        for base in poles(side.graph, side.node):
+            k = 0 if base in self.one.place else 1
+            layout = (self.one, self.two)[k]
+            number = layout.place[base][0]
+            start = k * self.sizes[0] + int(self.starts[k][number])
+            rows |= set(range(start, start + layout.size(number)))
+        return sorted(rows)
 
     def side(self, number: int, z: tuple[Any, Any], arrays: list[Any], held: tuple[Any, Any] | None = None) -> Any:
         """Y, or Y', at samples (N, *batch, D) of the coordinates of the two layouts."""
@@ -206,16 +222,54 @@ class _Pair:
 
         return side.value(samples(z), arrays, self.dtype, None if held is None else samples(held))
 
-    def draw(self, xi: Any, A: Any) -> tuple[Any, Any]:
-        """(u, v) for points (n, 2 m), each used with its halves exchanged as well."""
+    @property
+    def dimension(self) -> int:
+        """Of the points."""
         d, e = self.sizes
-        m = xi.shape[-1] // 2 if e else xi.shape[-1]
-        if e:
-            first, second = xi[:, :m], xi[:, m:]
+        return (2 * max(d, e) if e else d) + self.poles
+
+    def factor(self, S: Any) -> Any:
+        """A with (u, v) = A xi."""
+        A = root(S)
+        d, e = self.sizes
+        return coordinates(A, e > 0) if self.poles and e in (0, d) else A
+
+    def exchanged(self, xi: Any) -> Any:
+        """Standard normal xi (n, D) for points, each used with the two sides exchanged as well."""
+        d, e = self.sizes
+        m = max(d, e)
+        first, second = xi[:, :m], xi[:, m + self.poles :]
+        if not e:
+            return first
+        if self.poles and d == e:
+            first, second = jnp.concatenate([first, first]), jnp.concatenate([second, -second])
+        else:
             first, second = jnp.concatenate([first, second]), jnp.concatenate([second, first])
-            xi = jnp.concatenate([first[:, :d], second[:, :e]], -1)
-        z = jnp.einsum("nq,...pq->n...p", xi, A, precision="highest")
-        return z[..., :d], z[..., d:]
+        return jnp.concatenate([first[:, :d], second[:, :e]], -1)
+
+    def draw(self, xi: Any, A: Any) -> tuple[Any, Any]:
+        """(u, v) for points."""
+        z = jnp.einsum("nq,...pq->n...p", self.exchanged(xi), A, precision="highest")
+        return z[..., : self.sizes[0]], z[..., self.sizes[0] :]
+
+    def near(self, A: Any) -> list[Any]:
+        """The projections for `draw_near`, of each side or of both."""
+        if self.sizes[1]:
+            return [projection(A[..., rows, :]) for rows in self.rows if rows]
+        return [projection(A[..., sorted({*self.rows[0], *self.rows[1]}), :])]
+
+    def draw_near(self, xi: Any, A: Any, projections: list[Any]) -> tuple[Any, Any, Any]:
+        """(u, v), more of them near the poles, and their weights (n, *batch)."""
+        d, e = self.sizes
+        U = jax.scipy.special.ndtr(xi[:, max(d, e)])
+        xi = jnp.expand_dims(self.exchanged(xi), tuple(range(1, A.ndim - 1)))
+        parts = jnp.split(xi, 2) if e else [xi]
+        near = [shortened(x, projections[i % len(projections)], U) for i, x in enumerate(parts)]
+        xi = jnp.concatenate([jnp.broadcast_to(x, (len(U), *A.shape[:-2], A.shape[-1])) for x in near])
+        inside = [jnp.einsum("...pq,n...q->n...p", P, xi, precision="highest") for P in projections]
+        w = [density((r * r).sum(-1), P) for r, P in zip(inside, projections, strict=True)]
+        z = jnp.einsum("n...q,...pq->n...p", xi, A, precision="highest")
+        return z[..., :d], z[..., d:], len(w) / sum(w[1:], w[0])
 
 
 def _joined(S11: Any, S22: Any, C: Any) -> Any:
@@ -238,7 +292,7 @@ def _summed(labels: list[tuple[Any, list[int]]], out: list[int]) -> Any:
     return total.reshape([sizes[name] for name in out])
 
 
-def _mean_product(y: Any, w: Any, n: int) -> Any:
+def _mean_product(y: Any, w: Any) -> Any:
     """The mean over the samples, the first axis of both, of the product."""
     axes = list(range(y.ndim))
     count = max(y.shape[0], w.shape[0])
@@ -248,37 +302,44 @@ def _mean_product(y: Any, w: Any, n: int) -> Any:
 def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
     """The mean over the sampler's points, with its derivatives."""
     d, e = pair.sizes
-    m = max(d, e)
     static = sampler.count if isinstance(sampler.count, int) else None
     half = 2 if e else 1
     chunk = chunk_of(int(np.prod(pair.batch)) * (d + e) * half)
 
-    def mean(f: Any, count: Any, net: Any) -> Any:
+    def mean(f: Any, count: Any, net: Any, share: int = 1) -> Any:
         count = static if static is not None else count
-        return average(f, net, count // half, pair.dtype, chunk)
+        size = chunk if share == 1 else min(chunk, LEAST // (half * share))
+        return average(f, net, count // (half * share), pair.dtype, size)
 
     def plain(S11: Any, S22: Any, C: Any, left: Any, right: Any, net: Any, count: Any) -> Any:
-        A = root(_joined(S11, S22, C))
+        A = pair.factor(_joined(S11, S22, C))
 
         def f(xi: Any) -> Any:
             z = pair.draw(xi, A)
-            return _mean_product(pair.side(0, z, left), pair.side(1, z, right), len(xi))
+            return _mean_product(pair.side(0, z, left), pair.side(1, z, right))
 
         return mean(f, count, net)
 
     def price(S11: Any, S22: Any, C: Any, left: Any, right: Any, dC: Any, net: Any, count: Any) -> Any:
-        A = root(_joined(S11, S22, C))
+        A = pair.factor(_joined(S11, S22, C))
+        near = pair.near(A) if pair.poles else None
 
         def f(xi: Any) -> Any:
-            u, v = pair.draw(xi, A)
+            u, v, weight = (*pair.draw(xi, A), None) if near is None else pair.draw_near(xi, A, near)
             y, gy = _gradient(lambda z: pair.side(0, (z, v), left, (u, v)), u)
             w, gw = _gradient(lambda z: pair.side(1, (u, z), right, (u, v)), v)
+            value = None if weight is not None else _mean_product(y, w)
+            if weight is not None:
+                gy = gy * weight[..., None]
             axes = list(range(y.ndim))
             k, l = y.ndim, y.ndim + 1
             slope = _summed([(gy, [*axes, k]), (dC, [*axes[1:], k, l]), (gw, [*axes, l])], axes[1:]) / len(u)
-            return _mean_product(y, w, len(u)), slope
+            return value, slope
 
-        return mean(f, count, net)
+        if near is None:
+            return mean(f, count, net)
+        # gradients cost most of the time, and what is bounded needs more points
+        return plain(S11, S22, C, left, right, net, count), mean(f, count, net, SHARE)[1]
 
     def refused() -> UnsupportedError:
         from anywidth.expect.choose import SeveralError
@@ -329,7 +390,7 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
 
     value_of.defjvp(value_jvp, symbolic_zeros=True)
     slope_of.defjvp(slope_jvp, symbolic_zeros=True)
-    net = sampler.net(2 * m if e else m)
+    net = sampler.net(pair.dimension)
     count = jnp.asarray(sampler.count, jnp.int32)
     return value_of(S11, S22, C, pair.left.arrays, pair.right.arrays, net, count)
 
