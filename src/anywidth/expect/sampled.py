@@ -5,7 +5,8 @@ both sides are evaluated at (u, v) = S^(1/2) xi with low-discrepancy normal poin
 averaged. Axes of the request are axes of a batch of such expectations, each with a covariance of its own; contracted
 axes are further coordinates. Where the entries along an axis are mostly functions of the same Gaussians (batch
 normalisation), the whole axis is sampled jointly instead (`Layout`). Exchanging the sides exchanges the halves of xi,
-so every point is used twice, with its halves exchanged: the estimate is exactly symmetric.
+so every point is used twice, with its halves exchanged: the estimate is exactly symmetric. Functions with poles, as of
+a normalised batch, have coordinates of their own, and points near the poles for their derivative (`poles.py`).
 
 **Derivatives.** In C by Price's theorem, dE = sum_kl E[d_k Y d_l Y'] dC_kl, with one gradient of each side a sample:
 this is what the NTK asks for, and it is finite at coinciding inputs. In everything else along the path, through the
@@ -30,11 +31,9 @@ from anywidth.expect.layout import Layout, covariance, layouts
 from anywidth.expect.numerics import is_zero
 from anywidth.expect.poles import coordinates, density, poles, projection, shortened
 from anywidth.expect.roots import root
-from anywidth.expect.sampler import LEAST, Sampler, average, chunk_of
+from anywidth.expect.sampler import Sampler, average, chunk_of
 from anywidth.expr import JUMPS, KINKED, LEAVES, evaluated, variables
 from anywidth.kets import Const, Contract, Node, Pointwise, Sum, View
-
-SHARE = 4  # one in so many points is for the derivative of a function with poles
 
 # --- evaluation on samples --------------------------------------------------------------------------------
 
@@ -306,10 +305,9 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
     half = 2 if e else 1
     chunk = chunk_of(int(np.prod(pair.batch)) * (d + e) * half)
 
-    def mean(f: Any, count: Any, net: Any, share: int = 1) -> Any:
+    def mean(f: Any, count: Any, net: Any) -> Any:
         count = static if static is not None else count
-        size = chunk if share == 1 else min(chunk, LEAST // (half * share))
-        return average(f, net, count // (half * share), pair.dtype, size)
+        return average(f, net, count // half, pair.dtype, chunk)
 
     def plain(S11: Any, S22: Any, C: Any, left: Any, right: Any, net: Any, count: Any) -> Any:
         A = pair.factor(_joined(S11, S22, C))
@@ -328,18 +326,18 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
             u, v, weight = (*pair.draw(xi, A), None) if near is None else pair.draw_near(xi, A, near)
             y, gy = _gradient(lambda z: pair.side(0, (z, v), left, (u, v)), u)
             w, gw = _gradient(lambda z: pair.side(1, (u, z), right, (u, v)), v)
-            value = None if weight is not None else _mean_product(y, w)
-            if weight is not None:
+            if weight is None:
+                value = _mean_product(y, w)
+            else:  # what is bounded is best sampled where it is
+                z = pair.draw(xi, A)
+                value = _mean_product(pair.side(0, z, left), pair.side(1, z, right))
                 gy = gy * weight[..., None]
             axes = list(range(y.ndim))
             k, l = y.ndim, y.ndim + 1
             slope = _summed([(gy, [*axes, k]), (dC, [*axes[1:], k, l]), (gw, [*axes, l])], axes[1:]) / len(u)
             return value, slope
 
-        if near is None:
-            return mean(f, count, net)
-        # gradients cost most of the time, and what is bounded needs more points
-        return plain(S11, S22, C, left, right, net, count), mean(f, count, net, SHARE)[1]
+        return mean(f, count, net)
 
     def refused() -> UnsupportedError:
         from anywidth.expect.choose import SeveralError
