@@ -100,6 +100,7 @@ def test_against_simulation_as_both_widths_grow(causal):
         assert (abs(mean - limit) < 4 * error + 2e-3 * abs(limit)).all(), (mean, limit, error)
 
 
+@pytest.mark.long
 def test_spellings_agree():
     einsum, vmapped, packed = (theory(layer(style), 1e-3) for style in ("einsum", "vmap", "packed"))
     np.testing.assert_allclose(vmapped, einsum, rtol=1e-5)
@@ -170,6 +171,7 @@ def test_it_is_explained_and_drawn():
     assert "√(n heads)" in aw.draw(net, X[0]).svg
 
 
+@pytest.mark.long
 def test_gradients_in_the_inputs():
     """Through an expectation that is sampled, of a softmax, which subtracts a maximum under stop_gradient."""
     ntk = jax.jit(lambda x: aw.ntk(direct())(x, 0.6 * X[0] + X[1]))

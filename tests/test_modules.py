@@ -326,6 +326,7 @@ def transformer_by_hand():
 TOKENS = np.array([[0, 3, 1, 3], [3, 2, 0, 1]], np.int32)
 
 
+@pytest.mark.long
 def test_a_transformer_of_flax_modules():
     """Its queries and keys learn nothing in the limit; its gains and shifts are frozen here."""
     net = Network.from_flax(lambda n: Transformer(n), TOKENS[0])
