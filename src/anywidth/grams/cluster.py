@@ -6,39 +6,25 @@ workers need neither a common file system nor the memory for more than a tile.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from anywidth import _compat
-from anywidth.grams.evaluate import assemble, launch
-from anywidth.grams.plan import Panel, Piece, Tile
+from anywidth.grams.evaluate import Job, assemble, launch
+from anywidth.grams.plan import Panel, Tile
 
 __all__ = ["run"]
 
 _ATTEMPTS = 5  # at a tile, each on a worker that died of it or was lost with it
 
 
-def run(
-    client: Any,
-    kernel: Callable[[Any, Any], Any],
-    ranks: Sequence[int],
-    tiles: Iterable[Tile | None],
-    examples: Callable[[int, Piece], Any],
-    put: Callable[[Tile, list[Any]], None],
-    idle: Callable[[], None],
-) -> None:
-    """Compute tiles on a cluster, a few more at a time than it has threads.
+def run(client: Any, job: Job) -> None:
+    """Compute the tiles of a job on a cluster, a few more at a time than it has threads.
 
     Args:
         client: a `dask.distributed.Client`.
-        kernel: a pure function of a pair of examples; it goes to the workers by cloudpickle.
-        ranks: the number of axes of an output, of each group.
-        tiles: what to compute; None where there is nothing to hand out right now.
-        examples: the padded examples of a piece of the rows (0) or columns (1).
-        put: what to do with a tile.
-        idle: called when there is nothing to hand out and nothing is being computed.
+        job: what to compute; its kernel goes to the workers by cloudpickle.
 
     Raises:
         TypeError: if `client` is not a (synchronous) dask client.
@@ -52,17 +38,17 @@ def run(
     if not isinstance(client, Client) or client.asynchronous:
         raise TypeError(f"client= takes a dask.distributed.Client, not {type(client).__name__}")
     settings = tuple(_compat.settings())
-    shared = client.submit(_same, kernel, pure=False)
+    shared = client.submit(_same, job.kernel, pure=False)
     held: dict[Panel, list[Any]] = {}
 
     def futures(side: int, panel: Panel) -> list[Any]:
         if panel not in held:
-            held[panel] = [client.submit(_same, examples(side, piece), pure=False) for piece in panel.pieces]
+            held[panel] = [client.submit(_same, job.examples(side, piece), pure=False) for piece in panel.pieces]
         return held[panel]
 
     def submit(tile: Tile) -> Any:
         left, right = futures(0, tile.rows), futures(1, tile.cols)
-        return client.submit(_tile, shared, tile, list(ranks), left, right, settings, pure=False, retries=2)
+        return client.submit(_tile, shared, tile, list(job.ranks), left, right, settings, pure=False, retries=2)
 
     running: dict[Any, tuple[Tile, int]] = {}
 
@@ -77,7 +63,7 @@ def run(
             except (OSError, RuntimeError):  # lost with its worker before it was fetched
                 pass
             else:
-                put(tile, leaves)
+                job.put(tile, leaves)
                 return
         if attempts == _ATTEMPTS:
             raise RuntimeError(
@@ -87,7 +73,7 @@ def run(
         running[submit(tile)] = tile, attempts + 1
 
     try:
-        todo = iter(tiles)
+        todo = iter(job.tiles)
         exhausted = False
         while running or not exhausted:
             slots = 2 + 2 * sum(client.nthreads().values()) if client.status == "running" else 2
@@ -110,7 +96,7 @@ def run(
                 for future in done:
                     collect(future)
             elif nothing:
-                idle()
+                job.idle()
                 time.sleep(0.05)
     finally:
         client.cancel([*running])

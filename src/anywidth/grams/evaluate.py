@@ -4,7 +4,8 @@ Under the two `vmap`s whatever depends on one example alone is computed once per
 matrix products. A last tile is padded by repeating an example rather than compiled again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -13,9 +14,31 @@ import numpy as np
 from jaxtyping import PyTree
 
 from anywidth import _compat
-from anywidth.grams.plan import Tile, at
+from anywidth.grams.plan import Piece, Tile, at
 
-__all__ = ["Program", "assemble", "compiled", "largest", "launch", "outputs", "padded", "transposed"]
+__all__ = ["Job", "Program", "assemble", "compiled", "largest", "launch", "outputs", "padded", "transposed"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Tiles to be computed, in this process or on a cluster.
+
+    Args:
+        kernel: a pure function of a pair of examples.
+        ranks: the number of axes of an output, of each group.
+        tiles: what to compute; None where there is nothing to hand out right now.
+        examples: the padded examples of a piece of the rows (0) or columns (1), which are the same of a symmetric
+            matrix.
+        put: what to do with a tile.
+        idle: called when there is nothing to hand out and nothing is being computed.
+    """
+
+    kernel: Callable[[Any, Any], Any]
+    ranks: Sequence[int]
+    tiles: Iterable[Tile | None]
+    examples: Callable[[int, Piece], Any]
+    put: Callable[[Tile, list[Any]], None]
+    idle: Callable[[], None]
 
 
 class Program(NamedTuple):

@@ -1,12 +1,12 @@
 """Tiles of a Gram matrix in this process: one is fetched and put away while JAX computes the next."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from anywidth.grams.evaluate import assemble, launch
+from anywidth.grams.evaluate import Job, assemble, launch
 from anywidth.grams.plan import Piece, Tile
 
 __all__ = ["run"]
@@ -14,57 +14,40 @@ __all__ = ["run"]
 _Key = tuple[int, int, int, int]
 
 
-def run(
-    kernel: Callable[[Any, Any], Any],
-    ranks: Sequence[int],
-    tiles: Iterable[Tile | None],
-    examples: Callable[[int, Piece], Any],
-    put: Callable[[Tile, list[Any]], None],
-    idle: Callable[[], None],
-) -> None:
-    """Compute tiles here.
-
-    Args:
-        kernel: a pure function of a pair of examples.
-        ranks: the number of axes of an output, of each group.
-        tiles: what to compute; None where there is nothing to hand out right now.
-        examples: the padded examples of a piece of the rows (0) or columns (1), which are the same of a symmetric
-            matrix.
-        put: what to do with a tile.
-        idle: called when there is nothing to hand out and nothing is being computed.
-    """
+def run(job: Job) -> None:
+    """Compute the tiles of a job here."""
     held: dict[_Key, Any] = {}
 
     def hold(pieces: dict[_Key, Piece]) -> None:
         """Move examples to where JAX computes, all in one call: a call takes as long as a small tile."""
-        if missing := {key: examples(key[0], piece) for key, piece in pieces.items() if key not in held}:
+        if missing := {key: job.examples(key[0], piece) for key, piece in pieces.items() if key not in held}:
             held.update(jax.device_put(missing))
 
-    listed = isinstance(tiles, Sequence)
+    listed = isinstance(job.tiles, Sequence)
     if listed:  # what one tile alone needs goes with the call that computes it
-        known = [tile for tile in tiles if tile is not None]
+        known = [tile for tile in job.tiles if tile is not None]
         uses = Counter(key for tile in known for key in _pieces(tile))
         hold({key: piece for tile in known for key, piece in _pieces(tile).items() if uses[key] > 1})
 
     def side(tile: Tile, number: int) -> list[Any]:
         pieces = (tile.rows, tile.cols)[number].pieces
         keys = [_key(tile, number, piece) for piece in pieces]
-        return [held[k] if k in held else examples(k[0], piece) for k, piece in zip(keys, pieces, strict=True)]
+        return [held[k] if k in held else job.examples(k[0], piece) for k, piece in zip(keys, pieces, strict=True)]
 
     pending: tuple[Tile, list[Any]] | None = None
-    for tile in tiles:
+    for tile in job.tiles:
         results = None
         if tile is not None:
             if not listed:
                 hold(_pieces(tile))
-            results = launch(kernel, tile, side(tile, 0), side(tile, 1))
+            results = launch(job.kernel, tile, side(tile, 0), side(tile, 1))
         if pending is not None:
-            put(pending[0], assemble(pending[0], ranks, pending[1]))
+            job.put(pending[0], assemble(pending[0], job.ranks, pending[1]))
         elif tile is None:
-            idle()
+            job.idle()
         pending = None if tile is None or results is None else (tile, results)
     if pending is not None:
-        put(pending[0], assemble(pending[0], ranks, pending[1]))
+        job.put(pending[0], assemble(pending[0], job.ranks, pending[1]))
 
 
 def _pieces(tile: Tile) -> dict[_Key, Piece]:

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from anywidth.errors import StoreError
 from anywidth.examples import Dataset, dataset
 from anywidth.grams import here
-from anywidth.grams.evaluate import compiled, largest, outputs, padded, transposed
+from anywidth.grams.evaluate import Job, compiled, largest, outputs, padded, transposed
 from anywidth.grams.filling import QUEUE, GramStore
 from anywidth.grams.identity import differences, identity
 from anywidth.grams.plan import Piece, Tile, at, between_groups, even, panels, squares
@@ -95,7 +95,7 @@ def gram(
         shapes = {(g, h): outputs(kernel, xs.groups[g].spec, ys.groups[h].spec) for g, h in pairs}
     ranks = _output_ranks(shapes, len(xs.groups)) if symmetric else []
     work = _Work(kernel, xs, ys, symmetric, shapes, ranks, None if memory is None else parse_bytes(memory))
-    compute = partial(_here, work) if client is None else partial(_on_cluster, client, work)
+    compute = _computed_by(client)
     out = _in_memory(work, compute, progress) if store is None else _in_store(work, compute, progress, store)
     if exact and isinstance(out, Kernels):
         zero = np.zeros((), jax.tree.leaves(shapes[0, 0])[0].dtype)
@@ -139,19 +139,22 @@ class _Work:
         stack = (self.xs, self.ys)[side].groups[piece.group].stack
         return padded(stack, piece.start, piece.stop, piece.padded)
 
-
-Put = Callable[[Tile, list[Any]], None]
-Compute = Callable[[Iterable[Tile | None], Put, Callable[[], None]], None]
-
-
-def _here(work: _Work, tiles: Iterable[Tile | None], put: Put, idle: Callable[[], None]) -> None:
-    here.run(work.kernel, work.ranks, tiles, work.examples, put, idle)
+    def job(
+        self, tiles: Iterable[Tile | None], put: Callable[[Tile, list[Any]], None], idle: Callable[[], None]
+    ) -> Job:
+        """Some of its tiles, for whoever computes them."""
+        return Job(self.kernel, self.ranks, tiles, self.examples, put, idle)
 
 
-def _on_cluster(client: Any, work: _Work, tiles: Iterable[Tile | None], put: Put, idle: Callable[[], None]) -> None:
-    from anywidth.grams.cluster import run
+Compute = Callable[[Job], None]
 
-    run(client, work.kernel, work.ranks, tiles, work.examples, put, idle)
+
+def _computed_by(client: Any) -> Compute:
+    if client is None:
+        return here.run
+    from anywidth.grams import cluster
+
+    return partial(cluster.run, client)
 
 
 # --- into memory ------------------------------------------------------------------------------------------
@@ -195,7 +198,7 @@ def _in_memory(work: _Work, compute: Compute, progress: bool) -> PyTree[Any]:
                     place(target, tile.cols.rows, tile.rows.rows, transposed(values, rank))
             meter.advance(tile.pairs)
 
-        compute(tiles, put, lambda: None)
+        compute(work.job(tiles, put, lambda: None))
     if not nested and not all(isinstance(leaf, jax.Array) for leaf in out):
         out = jax.device_put(out, may_alias=True)
     return jax.tree.unflatten(treedef, out)
@@ -290,7 +293,8 @@ def _in_store(work: _Work, compute: Compute, progress: bool, store: str | os.Pat
         try:
             with target:
                 put = partial(_put, target, meter)
-                compute(target.todo(squares(rows, cols, work.symmetric), meter), put, target.idle)
+                tiles = target.todo(squares(rows, cols, work.symmetric), meter)
+                compute(work.job(tiles, put, target.idle))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted: {target.done} of {total} tiles are in {path}, and the same call goes on from there"
