@@ -1,6 +1,14 @@
 """gram, fit, predict and info, as a user runs them."""
 
+import errno
+import os
 import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +39,9 @@ def run(monkeypatch, tmp_path):
     np.save("X.npy", X.astype(np.float32))
     np.save("y.npy", y)
     np.savez("both.npz", X=X, y=y, labels=(y > 0).astype(int))
+    frame.iloc[:0].to_csv("header.csv", index=False)
+    frame.assign(y=frame.y.where(frame.index > 2), same="x").to_csv("unknown.csv", index=False)
+    np.save("nan.npy", np.where(X > 2, np.nan, X))
     (tmp_path / "broken.csv").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("a,b\n1,2\n")
     (tmp_path / "aw_test_nets.py").write_text(
@@ -89,6 +100,14 @@ def test_arrays(run, data, target, task):
     done = run("predict", "--model", "m.npz", "--data", data, "--out", "p.npy", "--no-spread")
     assert done.exit_code == 0, done.output
     assert np.load("p.npy").shape == (40,)
+    scored = "accuracy" in done.output or "R2" in done.output
+    assert scored == (data == "both.npz")  # that y.npy is still there says nothing of the examples of another .npy
+    done = run("predict", "--model", "m.npz", "--data", data, "--target", target, "--out", "p.npy")
+    assert done.exit_code == 0, done.output
+    assert ("accuracy: " if task == "classification" else "R2: ") in done.output
+    done = run("predict", "--model", "m.npz", "--data", data, "--target", "nothing", "--out", "p.npy")
+    assert done.exit_code == 1
+    assert done.output.count("\n") == 1
 
 
 @pytest.mark.parametrize("kernel", ["both", "nngp"])
@@ -122,6 +141,61 @@ def test_gram(run, kernel):
     assert "another Gram matrix" in refused.output
 
 
+def test_a_damaged_store_is_counted_and_mended(run):
+    pytest.importorskip("zarr")
+    arguments = ("gram", "--network", "zoo:mlp", "--data", "X.npy", "--kernel", "nngp", "--store", "K.zarr")
+    assert run(*arguments).exit_code == 0
+    assert re.search(r"damaged +nothing", run("info", "--check", "K.zarr").output)
+    chunk = next(file for file in Path("K.zarr/c").rglob("*") if file.is_file())
+    raw = bytearray(chunk.read_bytes())
+    raw[5] ^= 1
+    chunk.write_bytes(raw)
+    assert "damaged" not in run("info", "K.zarr").output
+    done = run("info", "--check", "K.zarr")
+    assert done.exit_code == 0
+    assert re.search(r"damaged +1 of \d+ chunks?: the same call of gram", done.output)
+    assert run(*arguments).exit_code == 0
+    assert re.search(r"damaged +nothing", run("info", "--check", "K.zarr").output)
+
+
+def test_a_full_disk_takes_a_line(run, monkeypatch):
+    pytest.importorskip("zarr")
+    fsync = os.fsync
+
+    def full(file):
+        if stat.S_ISREG(os.fstat(file).st_mode) and os.fstat(file).st_size > 5000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    arguments = ("gram", "--network", "zoo:mlp", "--data", "X.npy", "--kernel", "nngp", "--store", "K.zarr")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        done = run(*arguments)
+    assert done.exit_code == 1
+    assert re.match(r"anywidth: .*the disk is full.*K\.zarr", done.output)
+    assert done.output.count("\n") == 1
+    assert run(*arguments).exit_code == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.slow
+def test_ctrl_c_is_heard_within_a_tile(run):
+    """Each tile takes minutes."""
+    pytest.importorskip("zarr")
+    np.save("many.npy", np.random.default_rng(0).normal(size=(4096, 3)))
+    command = [sys.executable, "-c", "from anywidth.cli import main; main()", "gram", "--network", "zoo:mlp"]
+    options = ["--option", "nonlinearity=tanh", "--kernel", "nngp", "--data", "many.npy", "--store", "K.zarr"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    while not Path("K.zarr").exists():  # it is created when the tile is compiled
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted; what was computed is kept in K.zarr: run the same command again" in said
+
+
 FIT = {"--network": "zoo:mlp", "--data": "train.csv", "--target": "y", "--drop": "kind", "--model": "m.npz"}
 
 
@@ -140,6 +214,9 @@ FIT = {"--network": "zoo:mlp", "--data": "train.csv", "--target": "y", "--drop":
         ({"--data": "none.csv"}, "there is no file none.csv"),
         ({"--data": "broken.csv"}, "broken.csv cannot be read"),
         ({"--data": "notes.txt"}, "known kind"),
+        ({"--data": "header.csv"}, "header.csv has no rows"),
+        ({"--data": "unknown.csv"}, "'y' of unknown.csv lacks 3 values, the first in row 1"),
+        ({"--data": "unknown.csv", "--target": "same"}, "'same' is 'x' for every example"),
         ({"--data": "holes.csv"}, r"'a' of holes.csv lacks a value, in row 5"),
         ({"--target": "price"}, "no column 'price'; it has a, b, c, y, kind"),
         ({"--drop": "d"}, "no column 'd'"),
@@ -156,6 +233,22 @@ def test_what_is_wrong_takes_a_line(run, change, words):
     assert done.exit_code == 1
     assert re.search(words, done.output)
     assert done.output.startswith("anywidth: ")
+    assert done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "target", "words"),
+    [
+        ("nan.npy", "y.npy", r"nan.npy have \d+ entries that are NaN or infinite, the first at"),
+        ("X.npy", "nan.npy", "the target 'nan.npy' is NaN or infinite"),
+        ("X.npy", "none.npy", "no file none.npy"),
+        ("X.npy", "notes.txt", "notes.txt is damaged, or not a .npy file"),
+    ],
+)
+def test_what_is_wrong_with_arrays_takes_a_line(run, data, target, words):
+    done = run("fit", "--network", "zoo:mlp", "--data", data, "--target", target, "--model", "m.npz")
+    assert done.exit_code == 1
+    assert re.search(words, done.output)
     assert done.output.count("\n") == 1
 
 

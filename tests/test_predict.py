@@ -340,6 +340,23 @@ def test_conjugate_gradients_from_a_store(rng, store, name, monkeypatch):
     np.testing.assert_allclose(dense.mean(store("F", cross)), exact.mean(cross), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+def test_a_damaged_store_is_said(rng, tmp_path, solver):
+    pytest.importorskip("zarr")
+    X = rng.normal(size=(150, 3))
+    kernel = aw.nngp(zoo.mlp(3, 1))
+    K, cross = aw.gram(kernel, X, store=tmp_path / "K.zarr"), aw.gram(kernel, X[:70], X, store=tmp_path / "C.zarr")
+    expected = predict.posterior(K, X[:, 0], 0.1, solver=solver).mean(cross)
+    for name, (first, second) in {"K": ("2", "0"), "cross": ("0", "0")}.items():
+        chunk = tmp_path / f"{name[0].upper()}.zarr" / "c" / first / second
+        good = chunk.read_bytes()
+        chunk.write_bytes(good[:50] + bytes([good[50] ^ 16]) + good[51:])
+        with pytest.raises(aw.StoreError, match=rf"{name} cannot be read from its store .*anywidth info --check"):
+            predict.posterior(K, X[:, 0], 0.1, solver=solver).mean(cross)
+        chunk.write_bytes(good)
+    np.testing.assert_array_equal(predict.posterior(K, X[:, 0], 0.1, solver=solver).mean(cross), expected)
+
+
 def test_the_preconditioner_helps(rng):
     X = rng.normal(size=(400, 2))
     b = rng.normal(size=(400, 2))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anywidth.grams import evaluate, tiles
+from anywidth.grams import evaluate, here, tiles
 from anywidth.grams.tiles import gram
 
 
@@ -60,6 +60,23 @@ def test_only_one_triangle_is_computed(rng):
     K = np.asarray(gram(lambda x, y: x[0] - 2 * y[0], X))
     upper = np.triu_indices(200)
     np.testing.assert_allclose(K[upper], (X - 2 * X.T)[upper])
+
+
+@pytest.mark.parametrize(("steps", "tiles"), [(1, 1), (10_000, 10)])
+def test_a_triangle_is_skipped_where_it_costs_more_than_tiles(rng, monkeypatch, steps, tiles):
+    calls = []
+    launch = here.launch
+    monkeypatch.setattr(
+        here, "launch", lambda kernel, tile, *sides: (calls.append(tile), launch(kernel, tile, *sides))[1]
+    )
+
+    def kernel(x, y):
+        return jax.lax.fori_loop(0, steps, lambda _, k: k / 2 + 1, x @ y)
+
+    X = rng.normal(size=(200, 3))
+    expected = (X @ X.T - 2) / 2.0**steps + 2
+    np.testing.assert_allclose(gram(kernel, X), expected, rtol=1e-12)
+    assert len(calls) == tiles
 
 
 def test_outputs_with_axes_are_transposed_when_mirrored(rng):

@@ -4,6 +4,7 @@ A command is a function with annotated options in a module of its own here; `app
 does beyond reading options and printing is in the package around this one.
 """
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     import typer
 
 __all__ = ["application", "main"]
+
+INTERRUPTED = 130  # the shell's number for a command that was interrupted from the keyboard
 
 _HELP = """Infinite-width kernels of neural networks written as plain JAX: compute them, predict with them,
 and hold them against simulation.
@@ -39,7 +42,14 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(1) from None
-    app()
+    try:
+        app()
+    except SystemExit as exit:
+        if exit.code == INTERRUPTED:  # to leave in the ordinary way is to wait until JAX is done with what it is at
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 def application() -> "typer.Typer":

@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 
+from anywidth.cli import INTERRUPTED
+
 __all__ = ["Interrupted", "one_line"]
 
 
@@ -29,7 +31,7 @@ def one_line(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
         except Interrupted as error:
             typer.echo(f"\ninterrupted; {error}", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             if (where := _in_the_network(error)) is None:
                 raise

@@ -44,7 +44,7 @@ def read_table(
 
     Args:
         path: a file of one of `KINDS`.
-        target: a column of a table, an array of a .npz file, or the path of a .npy file.
+        target: a column of a table, an array of a .npz file, or the path of a .npy file (of a .npy file).
         drop: columns to leave out.
         name: which array of a .npz file holds the features; by default "X", or the only one.
         names: the columns that are wanted, in order; all of them by default.
@@ -56,7 +56,16 @@ def read_table(
     if kind not in KINDS:
         raise InputError(f"{path} is not a file of a known kind ({', '.join(KINDS)})")
     read = _frame if kind in (".csv", ".parquet") else _arrays
-    return read(path, target, drop, name, names, optional)
+    table = read(path, target, drop, name, names, optional)
+    if not table.X.size:
+        raise InputError(f"{path} holds no examples")
+    if not (finite := np.isfinite(table.X)).all():
+        where = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise InputError(
+            f"the examples in {path} have {int((~finite).sum())} entries that are NaN or infinite, the first at index "
+            f"{where}"
+        )
+    return table
 
 
 def _arrays(
@@ -77,8 +86,8 @@ def _arrays(
     y = None
     if isinstance(found, np.ndarray):
         X = found
-        if target is not None and (Path(target).is_file() or not optional):
-            y = read_array(Path(target))
+        if target is not None and not optional:
+            y = _targets(Path(target))
     else:
         arrays = dict(found)
         others = [key for key in arrays if key != target]
@@ -115,6 +124,12 @@ def _frame(
             raise InputError(f"{path} has no column {column!r}; it has {_listed(list(frame.columns))}")
     y = frame[target].to_numpy() if target in frame.columns else None
     features = frame[list(names)] if names else frame.drop(columns=[*drop, *([target] if y is not None else [])])
+    if y is not None and (missing := frame[target].isna()).any():
+        if not optional:
+            raise InputError(f"column {target!r} of {path} {_lacks(missing)}")
+        y = None
+    if not len(frame):
+        raise InputError(f"{path} has no rows")
     for column in features.columns:
         values = features[column]
         if not pandas.api.types.is_numeric_dtype(values):
@@ -122,13 +137,25 @@ def _frame(
                 f"column {column!r} of {path} holds {values.iloc[0]!r}, which is not a number: leave it out with "
                 f"--drop {column}, or encode it first"
             )
-        if missing := int(values.isna().sum()):
-            row = int(values.isna().to_numpy().argmax())
-            some = f"{missing} values, the first" if missing > 1 else "a value,"
-            raise InputError(f"column {column!r} of {path} lacks {some} in row {row + 1}")
+        if (missing := values.isna()).any():
+            raise InputError(f"column {column!r} of {path} {_lacks(missing)}")
     if not len(features.columns):
         raise InputError(f"{path} has no columns left for the examples")
     return Table(features.to_numpy(np.float64), tuple(features.columns), y)
+
+
+def _targets(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise InputError(f"there is no file {path} (the target of a .npy file is another one)")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, BadZipFile):
+        raise InputError(f"{path} is damaged, or not a .npy file of plain numbers or labels") from None
+
+
+def _lacks(missing: Any) -> str:
+    count, row = int(missing.sum()), int(missing.to_numpy().argmax())
+    return f"lacks {f'{count} values, the first' if count > 1 else 'a value,'} in row {row + 1}"
 
 
 def write_columns(path: Path, columns: dict[str, np.ndarray]) -> None:

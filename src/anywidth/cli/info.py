@@ -51,9 +51,8 @@ def _store(path: Path, check: bool) -> list[tuple[str, str]]:
     lines.append(("finished", "yes" if done == total else percent))
     if check:
         damaged = sum(not whole(file, header.chunk_bytes(name)) for name, file in chunks(path, header))
-        lines.append(
-            ("damaged", f"{damaged} chunks: the same call of gram computes them again" if damaged else "nothing")
-        )
+        some = f"{damaged} of {done} chunks: the same call of gram computes what is damaged again"
+        lines.append(("damaged", some if damaged else "nothing"))
     for key, what in (("X", identity["X"]), ("Y", identity["Y"])):
         if what is None:
             lines.append((key, "the same examples: one triangle computed, and mirrored"))

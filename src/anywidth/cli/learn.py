@@ -56,6 +56,8 @@ def fit(
             raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=name)
     if model.suffix != ".npz":
         raise InputError(f"a model is kept in a .npz file, and {model} is not one")
+    import numpy as np
+
     from anywidth.cli.files import read_table
     from anywidth.cli.models import Recipe, estimator, save
 
@@ -64,10 +66,16 @@ def fit(
     X, y = _rows(table.X, data), table.y
     if len(y) != len(X):
         raise InputError(f"there are {len(X)} examples in {data} and {len(y)} targets in {target}")
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise InputError(f"the target {target!r} is NaN or infinite for {int((~np.isfinite(y)).sum())} examples")
     if task == "auto":
         task = "classification" if _are_labels(y) else "regression"
     if task == "regression" and y.dtype.kind not in "fiub":
         raise InputError(f"the target {target!r} holds {y[0]!r}, which is not a number: use --task classification")
+    if task == "classification" and y.ndim == 1 and len(labels := np.unique(y)) == 1:
+        raise InputError(
+            f"the target {target!r} is {str(labels[0])!r} for every example: there is nothing to tell apart"
+        )
     recipe = Recipe(task, network, tuple(option or ()), kernel, noise, input_shape, "float64", table.names, target)
     standard = (X.mean(0), _positive(X.std(0))) if standardize else None
     found = estimator(recipe).fit(_standardized(X, standard), y)
@@ -85,6 +93,12 @@ def predict(
     model: Annotated[Path, typer.Option(metavar="FILE", help='A model that "anywidth fit" wrote.')],
     data: Annotated[Path, typer.Option(metavar="FILE", help="Data of the same columns, with or without the target.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Predictions: .csv, .parquet, .npz or .npy.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The true values, as for fit. [default: what the model was fitted to, if there]"
+        ),
+    ] = None,
     spread: Annotated[
         bool, typer.Option(help="Also standard deviations of predictions, or probabilities of classes.")
     ] = True,
@@ -106,10 +120,14 @@ def predict(
     if out.suffix.lower() not in KINDS:
         raise InputError(f"{out} is not a file of a known kind ({', '.join(KINDS)})")
     recipe, found, standard = load(model)
-    table = read_table(data, recipe.target, names=recipe.names, optional=True)
+    table = read_table(data, target or recipe.target, names=recipe.names, optional=target is None)
     X = _rows(table.X, data)
     if X.shape[1] != found.n_features_in_:
         raise InputError(f"{data} has {X.shape[1]} features, and the model was fitted to {found.n_features_in_}")
+    if table.y is not None and table.y.shape[:1] != X.shape[:1]:
+        raise InputError(
+            f"there are {len(X)} examples in {data} and {len(table.y)} targets in {target or recipe.target}"
+        )
     X = _standardized(X, standard)
     name = recipe.target if recipe.names else "prediction"
     columns: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from anywidth import _compat
 from anywidth.grams.plan import Piece, Tile, at
 
-__all__ = ["Job", "Program", "assemble", "compiled", "largest", "launch", "outputs", "padded", "transposed"]
+__all__ = ["Job", "Program", "assemble", "compiled", "launch", "outputs", "padded", "traffic", "transposed"]
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,18 @@ def compiled(
     return program._replace(call=partial(program.call, bound))
 
 
-def largest(kernel: Callable[[Any, Any], Any], x: PyTree[jax.ShapeDtypeStruct], y: Any, size: tuple[int, int]) -> int:
-    """Bytes of the largest array on the way to a tile, before it is compiled; of loops, of one step."""
-    return _largest_traced(*_arguments(kernel, x, y, size)[1])
+class Traffic(NamedTuple):
+    """Bytes of the arrays on the way to a tile, as far as its program tells before it is compiled."""
+
+    largest: int  # of loops, of one step
+    total: int  # of loops, of all steps
+
+
+def traffic(
+    kernel: Callable[[Any, Any], Any], x: PyTree[jax.ShapeDtypeStruct], y: Any, size: tuple[int, int]
+) -> Traffic:
+    """What a tile moves through memory."""
+    return _traffic_traced(*_arguments(kernel, x, y, size)[1])
 
 
 def outputs(kernel: Callable[[Any, Any], Any], x: PyTree[jax.ShapeDtypeStruct], y: Any) -> PyTree[Any]:
@@ -79,17 +88,22 @@ def _outputs(
 
 
 _NOT_STORED = {"broadcast_in_dim", "iota"}  # computed where they are used
+_MANY = 100
 
 
-def _largest(jaxpr: Any) -> int:
-    most = 0
+def _traffic(jaxpr: Any) -> Traffic:
+    most = total = 0
     for eqn in jaxpr.eqns:
-        inner = list(_compat.sub_jaxprs(eqn))
-        most = max([most, *map(_largest, inner)])
+        inner = [_traffic(sub) for sub in _compat.sub_jaxprs(eqn)]
+        most = max([most, *(t.largest for t in inner)])
+        # how many steps a while loop takes is not known: many, as for a quadrature's
+        steps = eqn.params.get("length", _MANY if eqn.primitive.name == "while" else 1)
+        total += steps * sum(t.total for t in inner)
         if not inner and eqn.primitive.name not in _NOT_STORED:
             avals = [v.aval for v in eqn.outvars if hasattr(v.aval, "dtype")]
-            most = max([most, *(int(np.prod(a.shape)) * a.dtype.itemsize for a in avals)])
-    return most
+            sizes = [int(np.prod(a.shape)) * a.dtype.itemsize for a in avals]
+            most, total = max([most, *sizes]), total + sum(sizes)
+    return Traffic(most, total)
 
 
 def _arguments(kernel: Any, x: Any, y: Any, size: tuple[int, int]) -> tuple[Any, tuple[Any, ...]]:
@@ -119,8 +133,8 @@ def _traced(
 
 
 @lru_cache(maxsize=256)
-def _largest_traced(*arguments: Any) -> int:
-    return _largest(_traced(*arguments).jaxpr.jaxpr)
+def _traffic_traced(*arguments: Any) -> Traffic:
+    return _traffic(_traced(*arguments).jaxpr.jaxpr)
 
 
 @lru_cache(maxsize=256)

@@ -1,5 +1,6 @@
 """Tiles of a Gram matrix in this process: one is fetched and put away while JAX computes the next."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,10 @@ def run(job: Job) -> None:
         keys = [_key(tile, number, piece) for piece in pieces]
         return [held[k] if k in held else job.examples(k[0], piece) for k, piece in zip(keys, pieces, strict=True)]
 
+    def finish(tile: Tile, results: list[Any]) -> None:
+        _wait(results)
+        job.put(tile, assemble(tile, job.ranks, results))
+
     pending: tuple[Tile, list[Any]] | None = None
     for tile in job.tiles:
         results = None
@@ -42,12 +47,19 @@ def run(job: Job) -> None:
                 hold(_pieces(tile))
             results = launch(job.kernel, tile, side(tile, 0), side(tile, 1))
         if pending is not None:
-            job.put(pending[0], assemble(pending[0], job.ranks, pending[1]))
+            finish(*pending)
         elif tile is None:
             job.idle()
         pending = None if tile is None or results is None else (tile, results)
     if pending is not None:
-        job.put(pending[0], assemble(pending[0], job.ranks, pending[1]))
+        finish(*pending)
+
+
+def _wait(results: list[Any]) -> None:
+    """Wait where Ctrl-C is heard: within JAX, Python would hear it when the tile is done."""
+    leaves, begin = jax.tree.leaves(results), time.monotonic()
+    while not all(leaf.is_ready() for leaf in leaves):
+        time.sleep(min(0.05, 5e-5 + (time.monotonic() - begin) / 50))
 
 
 def _pieces(tile: Tile) -> dict[_Key, Piece]:

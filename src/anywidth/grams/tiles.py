@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from anywidth.errors import StoreError
 from anywidth.examples import Dataset, dataset
 from anywidth.grams import here
-from anywidth.grams.evaluate import Job, compiled, largest, outputs, padded, transposed
+from anywidth.grams.evaluate import Job, compiled, outputs, padded, traffic, transposed
 from anywidth.grams.filling import QUEUE, GramStore
 from anywidth.grams.identity import differences, identity
 from anywidth.grams.plan import Piece, Tile, at, between_groups, even, panels, squares
@@ -34,6 +34,7 @@ _CACHE = 2**19  # bytes of an array that the caches of a core hold together with
 _SMALLEST = 8  # examples on a side of a tile that is smaller only if memory asks for it
 _SMALLEST_SPLIT = 64  # a symmetric matrix is cut into tiles at least this wide, to skip half of them
 _LARGEST_MIXED = 2048  # of a tile with examples of many shapes, each of which is a computation of its own
+_WORTHWHILE = 2**27  # bytes that the pairs of a tile move in twice the time that a tile costs beyond its pairs
 _THERE = 2**25  # bytes that are taken to be free: finding out how many are takes as long as a small tile
 
 
@@ -208,20 +209,34 @@ def _plan_in_memory(work: _Work) -> Iterator[Tile]:
     """The tiles between two groups at a time, as large as the budget allows for them."""
     for g, h in work.shapes:
         rows, cols = work.xs.groups[g], work.ys.groups[h]
-        # of a small symmetric matrix a quarter and not an eighth, as each tile has its own cost
-        least = [max(_SMALLEST_SPLIT, min(4 * _SMALLEST_SPLIT, -(-len(side) // 4))) for side in (rows, cols)]
-        wanted = [
-            _side(len(s), work.symmetric, _LARGEST_IN_MEMORY, n) for s, n in zip((rows, cols), least, strict=True)
-        ]
-        size = _cached(work, (g, h), (wanted[0], wanted[1]))
+        size = (
+            _side(len(rows), work.symmetric, _LARGEST_IN_MEMORY),
+            _side(len(cols), work.symmetric, _LARGEST_IN_MEMORY),
+        )
+        if work.symmetric:
+            size = _worthwhile(work, (g, h), size)
+        size = _cached(work, (g, h), size)
         # two outputs are alive at a time: the tile being computed and the one being copied out
         while not work.affords(need := work.need(g, h, size, 2)):
             size = _smaller(size, need, work.budget)
         yield from between_groups((g, rows), (h, cols), size, work.symmetric)
 
 
-def _side(n: int, symmetric: bool, most: int = _LARGEST, least: int = _SMALLEST_SPLIT) -> int:
-    return even(n, min(most, max(least, -(-n // 8))) if symmetric else most)
+def _side(n: int, symmetric: bool, most: int = _LARGEST) -> int:
+    return even(n, min(most, max(_SMALLEST_SPLIT, -(-n // 8))) if symmetric else most)
+
+
+def _worthwhile(work: _Work, groups: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The tile of a symmetric matrix made larger where the triangle it skips would cost less than more tiles do.
+
+    Cut into t by t, a matrix that costs c takes c (1 + 1/t) / 2 for its triangle and t (t + 1) / 2 times what a tile
+    costs beyond its pairs, o: least at about t^3 = c / 2o.
+    """
+    rows, cols = work.xs.groups[groups[0]], work.ys.groups[groups[1]]
+    share = len(rows) * len(cols) / (size[0] * size[1])
+    cuts = round((share * traffic(work.kernel, rows.spec, cols.spec, size).total / _WORTHWHILE) ** (1 / 3))
+    least = [even(len(side), min(_LARGEST_IN_MEMORY, -(-len(side) // max(1, cuts)))) for side in (rows, cols)]
+    return max(size[0], least[0]), max(size[1], least[1])
 
 
 def _cached(work: _Work, groups: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
@@ -229,7 +244,7 @@ def _cached(work: _Work, groups: tuple[int, int], size: tuple[int, int]) -> tupl
     on one example alone, which every tile computes anew, counts.
     """
     rows, cols = work.xs.groups[groups[0]], work.ys.groups[groups[1]]
-    most = max(1, largest(work.kernel, rows.spec, cols.spec, size))
+    most = max(1, traffic(work.kernel, rows.spec, cols.spec, size).largest)
     streamed = most <= 8 * size[0] * size[1]
     shrink = ((_STREAMED if streamed else _CACHE) / most) ** 0.5
     if shrink >= (1 if streamed else 0.5) or min(size) <= _SMALLEST:  # a little beyond the caches costs nothing

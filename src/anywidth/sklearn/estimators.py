@@ -197,7 +197,9 @@ class InfiniteWidthClassifier(ClassifierMixin, _GaussianProcess):
         coder = LabelBinarizer(neg_label=0, pos_label=1).fit(y)
         self.classes_ = coder.classes_
         if len(self.classes_) < 2:
-            raise ValueError(f"a classifier needs at least two classes, and y has one class: {self.classes_[0]!r}")
+            raise ValueError(
+                f"a classifier needs at least two classes, and y has one class: {self.classes_.tolist()[0]!r}"
+            )
         targets = coder.transform(y).astype(np.float64)
         self._shift = targets.mean(0)
         self._fit(X, targets - self._shift, shared=True)
