@@ -40,7 +40,8 @@ def run(monkeypatch, tmp_path):
     np.save("y.npy", y)
     np.savez("both.npz", X=X, y=y, labels=(y > 0).astype(int))
     frame.iloc[:0].to_csv("header.csv", index=False)
-    frame.assign(y=frame.y.where(frame.index > 2), same="x").to_csv("unknown.csv", index=False)
+    frame.assign(y=frame.y.where(frame.index > 2)).to_csv("unknown.csv", index=False)
+    frame.assign(y="x").to_csv("alike.csv", index=False)
     np.save("nan.npy", np.where(X > 2, np.nan, X))
     (tmp_path / "broken.csv").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("a,b\n1,2\n")
@@ -216,7 +217,7 @@ FIT = {"--network": "zoo:mlp", "--data": "train.csv", "--target": "y", "--drop":
         ({"--data": "notes.txt"}, "known kind"),
         ({"--data": "header.csv"}, "header.csv has no rows"),
         ({"--data": "unknown.csv"}, "'y' of unknown.csv lacks 3 values, the first in row 1"),
-        ({"--data": "unknown.csv", "--target": "same"}, "'same' is 'x' for every example"),
+        ({"--data": "alike.csv"}, "'y' is 'x' for every example"),
         ({"--data": "holes.csv"}, r"'a' of holes.csv lacks a value, in row 5"),
         ({"--target": "price"}, "no column 'price'; it has a, b, c, y, kind"),
         ({"--drop": "d"}, "no column 'd'"),

@@ -89,7 +89,8 @@ def _arrays(
         if target is not None and not optional:
             y = _targets(Path(target))
     else:
-        arrays = dict(found)
+        with found:
+            arrays = dict(found)
         others = [key for key in arrays if key != target]
         name = name or ("X" if "X" in arrays else others[0] if len(others) == 1 else "X")
         for key in (name, target):
