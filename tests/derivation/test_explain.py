@@ -1,5 +1,6 @@
 """Derivations against stored text, and their evaluated terms against the kernels."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -140,6 +141,28 @@ def test_what_has_a_name_has_it():
     assert "s^1_0 = 0 " in lstm
     assert "s^2_0 = 0 " in lstm
     assert "ℓ" not in lstm
+
+
+def test_layers_of_flax_are_numbered():
+    """Conv_0, Conv_1, ... repeat; the variance that is kept from being negative is one; gelu has its name."""
+    nn = pytest.importorskip("flax.linen")
+
+    class Convolutions(nn.Module):
+        n: int
+
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(3):
+                x = nn.relu(nn.Conv(self.n, (3,))(x))
+            return nn.Dense(1)(nn.gelu(nn.Dense(self.n)(nn.LayerNorm()(x))).mean(0))
+
+    example = jnp.ones((4, 3))
+    net = aw.Network.from_flax(lambda n: Convolutions(n), example, laws="gaussian")
+    found = str(Explanation(tuple(derivation(reading(net, example, lambda n: 1 / n))), {}))
+    assert "h^ℓ_i = Σ_k Conv_kernel^ℓ_k s^(ℓ-1)_{i + k - 2} + Conv_bias^ℓ" in found
+    assert "s^5 = Σ_k gelu_tanh(h^5_k) / 4" in found
+    assert "relu(E[" not in found
+    assert "Σ_k 1" not in found
 
 
 def test_words_in_names_are_subscripts():
@@ -333,6 +356,10 @@ def test_drawing(tmp_path):
     assert "v" in labels
     rnn = aw.draw(NETWORKS["rnn"][0], X[:5])._repr_svg_()
     assert "stroke-dasharray" in rnn  # the arrow back into the loop
+    standard = aw.draw(test_rates.standard(), X[0])  # its NTK diverges at learning rate one
+    assert ElementTree.fromstring(standard.svg) is not None
+    residual = aw.draw(shared_residual(), X[0]).svg  # a line past what stands between
+    assert min(float(m) for m in re.findall(r" C(-?[\d.]+),", residual)) > 0
 
 
 def write():

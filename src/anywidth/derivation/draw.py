@@ -65,9 +65,9 @@ def draw(net: Network, x: Any) -> Drawing:
     arrow back into a loop is dashed.
 
     Raises:
-        NoLimitError, UnsupportedError: as `aw.nngp` does for a network that cannot be read.
+        NoLimitError: the program is another one at every width; any other may be drawn, whether it has a limit or not.
     """
-    return Drawing(_svg(_nodes(reading(net, jax.tree.map(jnp.asarray, x)))))
+    return Drawing(_svg(_nodes(reading(net, jax.tree.map(jnp.asarray, x), methods=False))))
 
 
 def _nodes(read: Reading) -> list[Node]:

@@ -46,8 +46,11 @@ class Reading:
     second_width: bool
 
 
-def reading(net: Network, x: Any, lr: Rates = None) -> Reading:
-    """The network on the shapes of x, its parameters trained at these rates."""
+def reading(net: Network, x: Any, lr: Rates = None, *, methods: bool = True) -> Reading:
+    """The network on the shapes of x, its parameters trained at these rates.
+
+    Without `methods` the program is only read, and need not have a limit.
+    """
     floats = [a.dtype for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.floating)]
     dtype = jnp.result_type(*floats, jnp.float32)
     parameters = read_parameters(net, dtype)
@@ -55,7 +58,7 @@ def reading(net: Network, x: Any, lr: Rates = None) -> Reading:
     names = _names([p.leaf.name for p in parameters.items])
     rates = dict(zip(names, rates_of(net, lr), strict=True))
     names = {path: replace(s, rate=_rate(*rates[path])) for path, s in names.items()}
-    ways = _ways(net, x, lr)
+    ways = _ways(net, x, lr) if methods else Ways()
     reader = Reader(shifted=frozenset(p.leaf.name for p in parameters.items if p.mean is not None), ways=ways)
     symbols = _input_names(x)
     inputs = [_parameter(names[p.leaf.name], p.leaf) for p in parameters.items]
@@ -109,16 +112,17 @@ def _names(paths: Sequence[str]) -> dict[str, Sym]:
     """Short names: the last word of the path, numbers in it as superscripts; the whole path where these clash."""
 
     def split(path: str) -> tuple[list[str], tuple[int, ...]]:
-        keys = re.findall(r"[A-Za-z_]\w*|\d+", path)
+        keys = re.findall(r"[A-Za-z_]\w*|\d+", re.sub(r"_(\d+)'", r"'[\1]", path))  # Flax counts as in Conv_1
         return [k for k in keys if not k.isdigit()], tuple(int(k) + 1 for k in keys if k.isdigit())
 
     short: dict[str, Sym] = {}
     for path in paths:
         words, numbers = split(path)
         short[path] = Sym(words[-1] if words else "w", numbers, leaf=path)
-    clash = Counter((s.name, s.sup) for s in short.values())
+    seen = Counter((s.name, s.sup) for s in short.values())
+    clash = {name for (name, _), count in seen.items() if count > 1}
     for path, s in short.items():
-        if clash[s.name, s.sup] > 1 or s.name in OWN:
+        if s.name in clash or s.name in OWN:
             words, numbers = split(path)
             short[path] = Sym("_".join(words) if len(words) > 1 else f"{s.name}_par", numbers, leaf=path)
     return short
@@ -171,15 +175,21 @@ def _inlined(definitions: Sequence[Definition]) -> list[Definition]:
 
 
 def _means(definitions: Sequence[Definition]) -> list[Definition]:
-    """The mean of a symbol over one of its axes under the symbol's own name, with a bar."""
+    """The mean of a symbol over one or more of its axes under the symbol's own name, with a bar."""
     table: dict[Sym, str] = {}
     for d in definitions:
         match d.body:
-            case Op("mul", (Num(value, Fraction(numerator=0)), Op("sum", (i, Sym() as s)))) if (
-                i in s.sub and not s.parameter and d.kind in ("gaussian", "activation")
-            ):
-                if 0 < value < 1 and math.isclose(round(1 / value) * value, 1.0, rel_tol=1e-6) and BAR not in s.name:
-                    table[bare(d.symbol)] = s.name + BAR
+            case Op("mul", (Num(value, Fraction(numerator=0)), Op("sum") as whole)) if 0 < value < 1:
+                inner: Term = whole
+                bound: list[Term] = []
+                while isinstance(inner, Op) and inner.head == "sum":
+                    bound.append(inner.args[0])
+                    inner = inner.args[1]
+                if not isinstance(inner, Sym) or inner.parameter or d.kind not in ("gaussian", "activation"):
+                    continue
+                mean = math.isclose(round(1 / value) * value, 1.0, rel_tol=1e-6)
+                if mean and set(bound) <= set(inner.sub) and BAR not in inner.name:
+                    table[bare(d.symbol)] = inner.name + BAR
 
     def f(t: Term) -> Term | None:
         if isinstance(t, Sym) and bare(t) in table:
@@ -199,18 +209,40 @@ def _other_name(body: Term, gaussian: bool) -> bool:
     return False
 
 
+def _gelu_argument(t: Term, u: Term) -> bool:
+    match t:
+        case Op("mul", (Num(c), Op("add", (v, Op("mul", (Num(b), Op("pow", (w, Num(3.0))))))))) if u == v == w:
+            return math.isclose(c, (2 / math.pi) ** 0.5, rel_tol=1e-6) and math.isclose(b, 0.044715, rel_tol=1e-6)
+    return False
+
+
 def _gelu(d: Definition) -> Definition:
-    """u/2 erfc(-u/√2) is what JAX makes of an exact gelu."""
+    """What JAX makes of gelu, u/2 erfc(-u/√2) or u/2 (1 + tanh(√(2/π) (u + 0.044715 u³)))."""
 
     def f(t: Term) -> Term | None:
         match t:
-            case Op("mul", (Num(value), Sym() as u, Op("fn:erfc", (Op("mul", (Num(inner), v)),)))) if (
-                u == v and math.isclose(inner, -(0.5**0.5), rel_tol=1e-6)
-            ):
-                return tm.mul(Num(2 * value), tm.fn("gelu", u))
+            case Op("sum", (Index() as i, body)):
+                new = tm.mapped(body, f)
+                return None if new == body else tm.total(i, new)
+            case Op("mul", factors):
+                others = [a for a in factors if not isinstance(a, Num)]
+                for u, v in (others, others[::-1]) if len(others) == 2 else ():
+                    name = _half_gelu(u, v)
+                    if name:
+                        return tm.mul(Num(2.0), *(a for a in factors if isinstance(a, Num)), tm.fn(name, u))
         return None
 
     return replace(d, body=tm.mapped(d.body, f))
+
+
+def _half_gelu(u: Term, v: Term) -> str:
+    """The gelu that 2 u v is, if it is one."""
+    match v:
+        case Op("fn:erfc", (Op("mul", (Num(c), w)),)) if u == w and math.isclose(c, -(0.5**0.5), rel_tol=1e-6):
+            return "gelu"
+        case Op("add", (Num(1.0), Op("fn:tanh", (t,)))) | Op("add", (Op("fn:tanh", (t,)), Num(1.0))):
+            return "gelu_tanh" if _gelu_argument(t, u) else ""
+    return ""
 
 
 def _same(d: Definition, e: Definition) -> bool:

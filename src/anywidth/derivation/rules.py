@@ -92,12 +92,24 @@ def _is_max(t: Term) -> bool:
     return any(isinstance(u, Op) and u.head == "fn:max_over" for u in tm.walk(t))
 
 
+def _variance(t: Term) -> bool:
+    """Whether it is E[u²] or E[u²] - E[u]², which is kept from being negative where it is computed."""
+    match t:
+        case Op("E", (Op("pow", (_, Num(2.0))),)):
+            return True
+        case Op(
+            "add", (Op("E", (Op("pow", (u, Num(2.0))),)), Op("mul", (Num(-1.0), Op("pow", (Op("E", (v,)), Num(2.0))))))
+        ):
+            return u == v
+    return False
+
+
 @register("max")
 def maximum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
     def f(a: Term, b: Term) -> Term:
         for x, y in ((a, b), (b, a)):
             if tm.is_number(x, 0.0):
-                return tm.fn("relu", y)
+                return y if _variance(y) else tm.fn("relu", y)
             if isinstance(x, Num) and x.value == -np.inf:
                 return y
         return tm.fn("max", a, b)
@@ -387,9 +399,11 @@ def reduce_sum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
         rest = iter(idx)
         full: list[Term | None] = [None if i in axes else next(rest) for i in range(len(x.shape))]
         bound: list[Index] = []
+        sizes: list[Num] = []
         for i in axes:
             if not is_wide(x.shape[i]) and x.shape[i] != 1:
                 bound.append(r.fresh([*idx, *bound]))
+                sizes.append(Num(float(x.shape[i])))
                 full[i] = bound[-1]
         out = x.at(tuple(full))
         if fluctuates and size:
@@ -400,8 +414,8 @@ def reduce_sum(r: Reader, eqn: Eqn, inputs: list[Val]) -> Val:
             out = readout if readout is not None else tm.mul(size, r.mean(x, out))
         elif size:
             out = tm.mul(size, out)
-        for i in reversed(bound):
-            out = tm.total(i, out)
+        for i, length in reversed(list(zip(bound, sizes, strict=True))):
+            out = tm.total(i, out, length)
         return out
 
     if fluctuates:

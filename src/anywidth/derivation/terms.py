@@ -142,10 +142,15 @@ def div(x: Term, y: Term) -> Term:
     return mul(x, power(y, -1))
 
 
-def total(i: Index, body: Term) -> Term:
-    """The sum over a finite index; what does not depend on it is taken out, and 1[i = j] takes the sum away."""
+def total(i: Index, body: Term, size: Term | None = None) -> Term:
+    """The sum over a finite index; what does not depend on it is taken out, and 1[i = j] takes the sum away.
+
+    A constant is summed to its multiple, if the `size` of the axis is given.
+    """
     if isinstance(body, Op) and body.head == "add":
-        return add(*(total(i, t) for t in body.args))
+        return add(*(total(i, t, size) for t in body.args))
+    if size is not None and i not in indices_of(body):
+        return mul(size, body)
     factors = body.args if isinstance(body, Op) and body.head == "mul" else (body,)
     for f in factors:
         if isinstance(f, Op) and f.head == "fn:same" and i in f.args:
