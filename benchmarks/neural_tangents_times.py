@@ -42,7 +42,7 @@ def empirical():
     _, apply, _ = stax.serial(layers[0], stax.Relu(), layers[1], stax.Relu(), layers[2])
     params = [(weights[0], None), (), (weights[1], None), (), (weights[2], None)]
     method = nt.NtkImplementation.STRUCTURED_DERIVATIVES
-    kernel = nt.empirical_ntk_fn(apply, trace_axes=(), implementation=method)
+    kernel = nt.empirical_ntk_fn(apply, trace_axes=(), vmap_axes=0, implementation=method)
     return kernel, (params,)
 
 
