@@ -257,6 +257,7 @@ def simulate(own: Split, normals: Array, given: Conditional | None = None) -> Co
     )
     with sealed(stage.gram):
         (_, stored, factors, q, B, m, E, _), (numbers, drawn, kept) = lax.scan(step, state, (jnp.arange(T), normals))
+    stage.gram.graph.sampler.hold(M, normals, numbers, drawn, stored, [xi for _, xi in factors], B, m, rows)
     found = dict(zip(keys, kept, strict=True))
     earlier = (jnp.arange(T)[:, None] >= jnp.arange(T))[:, :, None, None]
     mine = {

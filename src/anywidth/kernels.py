@@ -240,6 +240,7 @@ def _pair(
         dtype = jnp.dtype(jnp.result_type(float))
     sampler.dtype, sampler.used, sampler.ordered = dtype, False, False
     sampler.found.clear()
+    sampler.held = 0
     graph = Graph(sampler=sampler)
     gram = Gram(graph)
     parameters = read_parameters(net, dtype, lr, sizes)

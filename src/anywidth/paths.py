@@ -392,6 +392,7 @@ def simulate(stage: Stage, normals: Array, given: Path | None = None) -> Path:
     with sealed(stage.gram):
         (_, stored, factors), (carries, drawn) = lax.scan(step, state, (jnp.arange(T), normals))
     kept = [Factor(g.members, L, xi) for g, (L, xi) in zip(groups, factors, strict=True)]
+    stage.gram.graph.sampler.hold(M, normals, carries, drawn, stored, [f.xi for f in kept])
     return Path(stage, carries, drawn, dict(zip(stage.operands, stored, strict=True)), kept)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import anywidth as aw
 from anywidth.expect import closed, quadrature
 from anywidth.expect.breaks import continuous, roots
 from anywidth.expect.closed import ErfPower, GaussPower, Power
@@ -123,6 +124,36 @@ def test_zero_variance():
     assert np.allclose(got, [expected[0], 0.5 * quadrature.mean(jax.nn.softplus, (), 0.0), expected[2]], rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", ["tanh", pytest.param("elu", marks=long)])
+def test_line(name, dtype):
+    """E[u f(v)] as one integral: its value and derivatives, and what is left of them without variance."""
+    f, breaks = KINKED.get(name, (SMOOTH.get(name), ()))
+    line = lambda q, c: quadrature.line(f, (), q, c, breaks)
+    values = jax.jit(line)
+    grads = jax.jit(jax.vmap(jax.grad(line, (0, 1))))
+    q, c = np.array([0.09, 1.3, 1e4]), np.array([0.2, -0.4, 30.0])
+
+    def wanted(q, c):
+        v, w = rule(0.0, np.sqrt(q), breaks)
+        return float(w @ (v * np.asarray(f(jnp.asarray(v))))) * c / q
+
+    close = {"rtol": 1e-8 if dtype == np.float64 else 3e-6}
+    truth = [wanted(*at) for at in zip(q, c)]
+    got = values(q.astype(dtype), c.astype(dtype))
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got, truth, **close)
+    slopes = [(wanted(a * (1 + 1e-4), b) - wanted(a * (1 - 1e-4), b)) / (2e-4 * a) for a, b in zip(q, c)]
+    along_q, along_c = grads(q.astype(dtype), c.astype(dtype))
+    np.testing.assert_allclose(along_q, slopes, rtol=2e-5, atol=1e-7 if dtype == np.float64 else 1e-5)
+    np.testing.assert_allclose(along_c, np.array(truth) / c, **close)
+    none = np.zeros(1, dtype)
+    assert values(none, none) == 0
+    along_q, along_c = grads(none, none)
+    assert along_q == 0
+    np.testing.assert_allclose(along_c, jax.grad(f)(0.0), rtol=1e-6)
+
+
 @long
 @pytest.mark.parametrize("name", ["erf", "relu"])
 def test_derivatives(name):
@@ -203,3 +234,16 @@ def test_a_line_times_a_function(f, breaks):
     found, expected = (jax.value_and_grad(g, (0, 1))(1.7, 0.6) for g in (line, pair))
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-9)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-7)
+
+
+def test_a_narrow_feature_of_a_polynomial_is_seen():
+    """exp(-1e6 (u - 3)^2) of a Gaussian of variance 100, also with one of variance 25."""
+    init = lambda n: {"U": aw.Normal((n, 1)), "v": aw.Normal((n,))}
+    bump = lambda u: jnp.exp(-1e6 * (u - 3.0) ** 2)
+    net = aw.Network(init, lambda p, x: p["v"] @ bump(p["U"] @ x) / jnp.sqrt(p["v"].size))
+    kernel = aw.nngp(net)
+    for x, y in ((10.0, 10.0), (10.0, 5.0), (10.0, -5.0)):
+        S = np.array([[x * x, x * y], [x * y, y * y]])
+        M = np.eye(2) + 2e6 * S
+        exact = np.exp(-1e6 * np.full(2, 3.0) @ np.linalg.solve(M, np.full(2, 3.0))) / np.sqrt(np.linalg.det(M))
+        np.testing.assert_allclose(kernel(np.array([x]), np.array([y])), exact, rtol=1e-7, atol=1e-30)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import anywidth as aw
+from anywidth import accuracy
 from anywidth.expect.points import digits, normals
 from anywidth.expect.roots import root
+from anywidth.kernels import pair
 
 X, Y = np.array([0.9, -0.4, 1.1]), np.array([0.5, 0.8, 0.7])
 
@@ -158,6 +160,7 @@ def test_points_are_normal_and_nets():
     net = digits(6, 3, 4)
     z = np.concatenate([normals(net.at(2), k, 256, jnp.float64) for k in (0, 256)])
     np.testing.assert_array_equal(z, normals(net.at(2), 0, 512, jnp.float64))
+    np.testing.assert_array_equal(z[256:], normals(net.at(2).later(256), 0, 256, jnp.float64))
     counts = np.histogram(z[:, 5], [-np.inf, -0.6744897501960817, 0, 0.6744897501960817, np.inf])[0]
     assert (counts == 128).all()  # each quarter has its share, exactly
     assert np.isfinite(normals(net.at(0), 0, 2**14, jnp.float32)).all()
@@ -172,44 +175,36 @@ def test_derivative_of_a_root_at_singular_matrices():
     np.testing.assert_allclose(slope, (root(S(0.3 + 1e-6)) - root(S(0.3 - 1e-6))) / 2e-6, atol=1e-6)
 
 
-def program(rng):
-    """A random function of three correlated Gaussians, smooth or not, one that must be sampled."""
-    smooth = [jnp.tanh, jax.nn.sigmoid, jnp.sin, jax.nn.softplus, lambda z: z]
-    kinked = [jax.nn.relu, jnp.abs]
-    pick = lambda fs: fs[rng.integers(len(fs))]
-    f, g, h = pick(smooth), pick(smooth + kinked), pick(smooth[:4])
-    a, b, c = rng.normal(size=3)
-    shapes = [
-        lambda u, v, w: h(a * u + b * g(w)) * f(v + c * w),
-        lambda u, v, w: jnp.maximum(f(u + a * w), g(v)) + b * h(w * u),
-        lambda u, v, w: h(a * u * w + b) * v,
-        lambda u, v, w: g(f(u) - h(w + v)) + 0.5 * c * v,
-    ]
-    return pick(shapes)
-
-
-def surprises(count, seed):
-    """How many of the answers (two for each program) are off by more than three standard errors."""
-    rng = np.random.default_rng(seed)
-    out = 0
-    for _ in range(count):
-        combine = program(rng)
-        x, y = rng.normal(size=(2, 3))
-        f = jax.jit(aw.kernels(network(combine, 2), points=2**13, seed=int(rng.integers(1000))))
-        found = f(x, y)
-        # the same integral with many more points of another seed, and hence independent of it
-        exact = jax.jit(aw.kernels(network(combine, 2), points=2**16, seed=1001))(x, y)
-        for value, error, answer, rest in zip(found, found.error, exact, exact.error, strict=True):
-            sigma = np.hypot(float(error), float(rest))
-            out += abs(float(value) - float(answer)) > 3 * sigma + 1e-12 * abs(float(answer))
-    return out
+@pytest.mark.slow
+def test_points_that_are_held_are_held_in_blocks(monkeypatch):
+    """A loop's points, and that the memory does not grow with their number beyond what it may be."""
+    net = aw.zoo.gru(2, jnp.sin, pool="last")
+    x, y = np.random.default_rng(0).normal(size=(2, 3, 2))
+    found, memory = [], []
+    for bound in (2**40, 2**21):
+        monkeypatch.setattr(accuracy, "MEMORY", bound)
+        run = lambda x, y, s: pair(net, "nngp", x, y, s)
+        kernel = jax.jit(accuracy.controlled(run, accuracy.Accuracy(points=2**17), lambda: False)).lower(x, y).compile()
+        found.append(kernel(x, y))
+        memory.append(kernel.memory_analysis().temp_size_in_bytes)
+    (whole, error), (blocks, other) = found
+    assert memory[1] < 2**22 < memory[0]
+    np.testing.assert_allclose(blocks, whole, atol=0.3 * float(error))
+    np.testing.assert_allclose(other, error, rtol=0.3)
 
 
 @pytest.mark.slow
-def test_errors_are_honest():
-    assert surprises(4, 0) <= 1
+def test_the_same_input_twice_stays_the_same_through_sampled_layers():
+    """What is sampled in a layer says of equal inputs that they are equal: their second layer is that of one input."""
 
+    def init(n):
+        return {"U": aw.Normal((2, n, 3)), "W": aw.Normal((n, n)), "v": aw.Normal((n,))}
 
-@pytest.mark.long
-def test_errors_are_honest_over_many_programs():
-    assert surprises(200, 1) <= 8  # two per cent of four hundred answers
+    def apply(p, x):
+        n = p["v"].size
+        a, b = p["U"] @ x / jnp.sqrt(3)
+        h = p["W"] @ (jnp.tanh(a) * jnp.maximum(a + b, jnp.sin(b))) / jnp.sqrt(n)
+        return p["v"] @ jnp.sign(h) / jnp.sqrt(n)
+
+    kernel = jax.jit(aw.nngp(aw.Network(init, apply), points=2**14))
+    np.testing.assert_allclose(kernel(X, X), 1.0, atol=1e-5)  # an angle of the root of the rounding error

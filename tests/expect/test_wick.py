@@ -74,16 +74,10 @@ def covariance(n, seed):
 )  # fmt: skip
 def test_against_a_dense_rule(names, shape):
     (f, ff), (g, gg) = (FUNCTIONS[n] for n in names)
-    slots, sides = SHAPES[shape]
+    slots, _ = SHAPES[shape]
     n = len(slots)
     S = covariance(n + 2, 5)
-    powers = [IDENTITY if k == 1 else Power(k, 1.0, (-1.0) ** k) for _, k in slots]
-    factors = [wick.Factor(side, i, atom) for i, ((side, _), atom) in enumerate(zip(slots, powers, strict=True))]
-    factors += [wick.Factor(sides[0], n, f), wick.Factor(sides[1], n + 1, g)]
-
-    def ours(S):
-        return wick.expectation(lambda i, j: S[i, j], factors, lambda i, j: S[i, j])
-
+    factors, ours = product(shape, f, g)
     if not wick.integrable(factors, lambda i, j: S[i, j]):
         assert shape == "squares"  # too many derivatives of a kink
         assert any("relu" in name for name in names)
@@ -96,6 +90,51 @@ def test_against_a_dense_rule(names, shape):
     # along an arbitrary direction: all derivatives there are
     h = 1e-4
     assert abs(slope - (theirs(S + h * S0) - theirs(S - h * S0)) / (2 * h)) < 1e-6 * scale
+
+
+def product(shape, f, g):
+    """The factors of a shape, and their expectation as a function of the covariance."""
+    slots, sides = SHAPES[shape]
+    n = len(slots)
+    powers = [IDENTITY if k == 1 else Power(k, 1.0, (-1.0) ** k) for _, k in slots]
+    factors = [wick.Factor(side, i, atom) for i, ((side, _), atom) in enumerate(zip(slots, powers, strict=True))]
+    factors += [wick.Factor(sides[0], n, f), wick.Factor(sides[1], n + 1, g)]
+    return factors, lambda S: wick.expectation(lambda i, j: S[i, j], factors, lambda i, j: S[i, j])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    ("first", "second"), [("relu", "relu"), pytest.param("tanh", "sigmoid", marks=pytest.mark.long)]
+)
+def test_without_variance_and_in_float32(first, second, dtype):
+    """Of a Gaussian, of either function's argument, of all; and where both arguments are one."""
+    (f, ff), (g, gg) = (FUNCTIONS[name] for name in (first, second))
+    _, ours = product("a gate", f, g)
+    S = covariance(4, 5)
+    cases = [np.diag([float(i not in gone) for i in range(4)]) for gone in ((), (0,), (2,), (3,), (0, 2), range(4))]
+    coinciding = np.eye(4)[[0, 1, 2, 2]]
+    h = 1e-3
+
+    def wanted(S, coincide):
+        if not coincide:
+            small = 1e-12 * np.diag(np.diagonal(S) == 0)
+            return dense(S + small, [1, 1], ff, gg)
+        z = np.linspace(-12, 12, 100001)
+        w = np.sqrt(S[2, 2]) * z
+        a, b = S[:2, 2] / S[2, 2]
+        u = a * b * w**2 + S[0, 1] - a * b * S[2, 2]
+        return float((np.exp(-z * z / 2) * u * ff(w) * gg(w)).sum() * (z[1] - z[0]) / np.sqrt(2 * np.pi))
+
+    with jax.enable_x64(True):
+        run = jax.jit(lambda S: (ours(S), jax.jvp(ours, (S,), (S,))[1], jax.grad(ours)(S)))
+        for L in (*cases, coinciding):
+            C = L @ S @ L.T
+            value, slope, gradient = run(jnp.asarray(C, dtype))
+            below, at, above = (wanted((1 + e) * C, L is coinciding) for e in (-h, 0, h))
+            assert value.dtype == dtype
+            assert abs(value - at) < 1e-5
+            assert abs(slope - (above - below) / (2 * h)) < 1e-5
+            assert np.isfinite(gradient).all()
 
 
 def test_a_jump_is_not_differentiated():

@@ -10,7 +10,7 @@ Any other group, and no more than that, is sampled (`sampled.py`); where many wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -149,14 +149,15 @@ class _Term:
                 return
             except SeveralGaussians:
                 pass
-        items = self._merged([item for side in (0, 1) for item in self._items(side)])
-        cov: dict[tuple[int, int], Any] = {}
-        for i, x in enumerate(items):
-            for j in range(i + 1, len(items)):
-                cov[i, j] = self._dependence(x, items[j])
+        items = [item for side in (0, 1) for item in self._items(side)]
+        cov = self._dependences(items)
         for group in _groups(len(items), cov):
             members = [items[i] for i in group]
-            self.groups.append((members, lambda i, j, g=group: cov[g[min(i, j)], g[max(i, j)]]))
+            between = _between(cov, group)
+            # what is sampled for two examples is sampled for one of them as well: see `sampled.py`
+            if _integrable(members, between) and len(merged := self._merged(members)) < len(members):
+                members, between = merged, _between(self._dependences(merged), range(len(merged)))
+            self.groups.append((members, between))
 
     def _items(self, side: int) -> list[_Item]:
         mono, args = self.monos[side], arguments(self.nodes[side])
@@ -179,6 +180,11 @@ class _Term:
             else:
                 out.append(x)
         return out
+
+    def _dependences(self, items: list[_Item]) -> dict[tuple[int, int], Any]:
+        """Of each item and each later one."""
+        n = len(items)
+        return {(i, j): self._dependence(items[i], items[j]) for i in range(n) for j in range(i + 1, n)}
 
     def _dependence(self, x: _Item, y: _Item) -> Any:
         """The covariance, or None of factors that depend on each other in another way."""
@@ -324,6 +330,11 @@ def _children(node: Node) -> tuple[Node, ...] | None:
     if isinstance(node, Pointwise):
         return node.args
     return () if isinstance(node, Const) else None
+
+
+def _between(cov: dict[tuple[int, int], Any], group: Sequence[int]) -> Callable[[int, int], Any]:
+    """The covariance of two members of a group."""
+    return lambda i, j: cov[group[min(i, j)], group[max(i, j)]]
 
 
 def _groups(n: int, cov: dict[tuple[int, int], Any]) -> list[list[int]]:

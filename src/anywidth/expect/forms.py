@@ -38,7 +38,7 @@ from anywidth.expect.atoms import (
 )
 from anywidth.expect.breaks import TooMany, roots, union
 from anywidth.expect.closed import Power
-from anywidth.expect.functions import HOMOGENEOUS, KNOWN, bell_known, difference, step
+from anywidth.expect.functions import HOMOGENEOUS, KNOWN, bell_known, difference, narrow, step
 from anywidth.expr import COMPARE, Expr, bind
 
 STEPS = {"sign", *COMPARE}
@@ -145,7 +145,7 @@ class Normaliser:
             return [] if is_number(value, 0.0) else [Mono(value, ())]
         args = [self.form(a) for a in e[2:]]
         if all(m.constant for a in args for m in a):
-            value = bind(head, e[1], [constant(a) for a in args])
+            value = folded(head, e[1], [constant(a) for a in args])
             return [] if is_number(value, 0.0) else [Mono(value, ())]
         return self.apply(head, e, dict(e[1]), args)
 
@@ -329,6 +329,8 @@ class Normaliser:
         elif head == "select_n":
             degrees = [g.degree for g in inner[1:]]
             degree = None if None in degrees else max(degrees)  # type: ignore[type-var]
+        else:
+            breaks = union(breaks, *(narrow(a0) for a0, _ in parts))
         jumping = head in STEPS or any(g.jumps for g in inner)
         out = [Mono(1.0, ((i, Generic(function, coefs, breaks, degree, jumping)),))]
         for k, (_, a1) in enumerate(parts):
@@ -383,3 +385,12 @@ class Normaliser:
         degrees = [degree_of(a) for a in atoms]
         degree = None if None in degrees else max(degrees, default=0)  # type: ignore[type-var]
         return Generic(function, tuple(coefs), union(breaks), degree, any(may_jump(a) for a in atoms))
+
+
+def folded(head: str, params: Any, values: Sequence[Any]) -> Any:
+    """A primitive of constants; of known numbers a number, also while something is traced."""
+    if not all(known(v) for v in values):
+        return bind(head, params, values)
+    with jax.ensure_compile_time_eval():
+        value = np.asarray(bind(head, params, values))
+    return float(value) if value.ndim == 0 and np.issubdtype(value.dtype, np.floating) else value

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from anywidth.expect.atoms import is_number, known
+from anywidth.expect.atoms import Form, is_number, known, monomial
 from anywidth.expect.closed import ErfPower, ExpPower, GaussPower, TrigPower
 from anywidth.expr import COMPARE, Expr
 
@@ -81,3 +81,24 @@ KNOWN: dict[str, Callable[[Any, Any], Any]] = {
     "cos": _cos_known(0.0),
     "sin": _cos_known(-math.pi / 2),
 }
+
+
+NARROW = 100.0
+
+
+def narrow(x: Form) -> tuple[float, ...]:
+    """Where a smooth function of a polynomial of degree two at most has a feature far from zero for its size.
+
+    Such as exp(-1e6 (u - 3)^2) or tanh(1e4 (u - 3)), at 3: where the polynomial has its extremum or its root. A rule
+    for integrals has to be told, or none of its points meets the feature.
+    """
+    c = [0.0, 0.0, 0.0]
+    for m in x:
+        if not m.univariate or not known(m.coef) or not all(monomial(a) and a.k <= 2 for _, a in m.factors):
+            return ()
+        plus, k = (float(m.factors[0][1].plus), m.factors[0][1].k) if m.factors else (1.0, 0)
+        c[k] += float(m.coef) * plus
+    if c[2]:
+        at = -c[1] / (2 * c[2])
+        return (at,) if abs(c[2]) * at * at > NARROW else ()
+    return (-c[0] / c[1],) if c[1] and abs(c[0]) > NARROW else ()

@@ -91,7 +91,8 @@ def _same(graph: Any, x: Node, y: Node) -> bool:
 def layouts(graph: Any, left: Any, right: Any) -> tuple[Layout, Layout, tuple[int, ...]]:
     """The layouts of the two sides that cost least, and the shape of the batch of expectations.
 
-    A side whose bases the other shares is joined to it: then all coordinates are in the first layout.
+    Gaussians that both sides have are coordinates of either: so what an example has by itself is sampled at the points
+    at which two equal examples are.
     """
     a, b = left.node, right.node
     rank = a.rank
@@ -103,9 +104,8 @@ def layouts(graph: Any, left: Any, right: Any) -> tuple[Layout, Layout, tuple[in
         pair = Layout(graph, rank, joint), Layout(graph, rank, joint)
         for base in left.bases:
             pair[0].add(base)
-        shared = any(base in pair[0].place for base in right.bases)
         for base in right.bases:
-            pair[0 if shared else 1].add(base)
+            pair[1].add(base)
         dimension = sum(lay.size(i) for lay in pair for i in range(len(lay.blocks)))
         batch = tuple(1 if i in joint else full[i] for i in range(rank))
         cost = int(np.prod(batch)) * dimension**2 * (1 if not joint else 3)

@@ -44,6 +44,10 @@ class Digits(NamedTuple):
         """One randomisation of several; its number may be traced."""
         return Digits(*(jnp.asarray(a)[randomisation] for a in self))
 
+    def later(self, first: Any) -> Digits:
+        """The sequence from point number `first` on, a multiple of the power of two that is used; it may be traced."""
+        return Digits(self.directions, _digital(self, jnp.asarray(first, jnp.uint32)[None])[0])
+
 
 @lru_cache(64)
 def _directions(dimension: int) -> np.ndarray:
@@ -80,14 +84,19 @@ def digits(dimension: int, seed: int, randomisations: int) -> Digits:
 
 def normals(net: Digits, start: Any, count: int, dtype: Any) -> Float[Array, "count dimension"]:
     """The standard normal points number start : start + count of one randomisation; `start` may be traced."""
-    i = jnp.asarray(start, jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
-    gray = i ^ (i >> 1)
-    x = jnp.broadcast_to(jnp.asarray(net.shift), (count, net.shift.shape[-1]))
-    for b in range(_LENGTH):
-        bit = (gray >> b) & jnp.uint32(1)
-        x = x ^ (bit[:, None] * jnp.asarray(net.directions)[b])
+    x = _digital(net, jnp.asarray(start, jnp.uint32) + jnp.arange(count, dtype=jnp.uint32))
     # odd numbers of half a unit, so that no point is at infinity; float32 rounds the last ones to one
     signed = lax.bitcast_convert_type(x ^ jnp.uint32(2**31), jnp.int32)
     u = (signed.astype(dtype) + jnp.asarray(0.5, dtype)) * jnp.asarray(2.0**-31, dtype)
     edge = 1 - jnp.finfo(dtype).epsneg
     return jnp.asarray(np.sqrt(2.0), dtype) * lax.erf_inv(jnp.clip(u, -edge, edge))
+
+
+def _digital(net: Digits, i: Any) -> Any:
+    """The points of some numbers, as integers."""
+    gray = i ^ (i >> 1)
+    x = jnp.broadcast_to(jnp.asarray(net.shift), (len(i), net.shift.shape[-1]))
+    for b in range(_LENGTH):
+        bit = (gray >> b) & jnp.uint32(1)
+        x = x ^ (bit[:, None] * jnp.asarray(net.directions)[b])
+    return x

@@ -8,6 +8,10 @@ normalisation), the whole axis is sampled jointly instead (`Layout`). Exchanging
 so every point is used twice, with its halves exchanged: the estimate is exactly symmetric. Functions with poles, as of
 a normalised batch, have coordinates of their own, and points near the poles for their derivative (`poles.py`).
 
+What an example has by itself is sampled in the same way, at the points at which two equal examples are: the covariances
+that a next layer gets then say of equal inputs that they are equal. Points of its own, or an integral, would give
+correlations above and below one, of which those above count as one: a bias as large as the error itself.
+
 **Derivatives.** In C by Price's theorem, dE = sum_kl E[d_k Y d_l Y'] dC_kl, with one gradient of each side a sample:
 this is what the NTK asks for, and it is finite at coinciding inputs. In everything else along the path, through the
 root (`roots.py`). The latter is right for functions with kinks and wrong for functions with jumps, for which it is
@@ -193,15 +197,14 @@ class _Pair:
         self.sizes = [int(s[-1]) for s in self.starts]
         used = self.left.primitives | self.right.primitives
         self.jumps, self.kinks = bool(used & {"jump", *JUMPS}), bool(used & {"jump", "kink", *KINKED})
-        self.rows = [self._rows(side) for side in (self.left, self.right)]
+        self.rows = [self._rows(k, side) for k, side in enumerate((self.left, self.right))]
         self.poles = any(self.rows)
 
-    def _rows(self, side: Side) -> list[int]:
+    def _rows(self, k: int, side: Side) -> list[int]:
         """The coordinates of (u, v) at which a side has poles."""
         rows: set[int] = set()
+        layout = (self.one, self.two)[k]
         for base in poles(side.graph, side.node):
-            k = 0 if base in self.one.place else 1
-            layout = (self.one, self.two)[k]
             number = layout.place[base][0]
             start = k * self.sizes[0] + int(self.starts[k][number])
             rows |= set(range(start, start + layout.size(number)))
@@ -214,9 +217,8 @@ class _Pair:
         def samples(z: tuple[Any, Any]) -> dict[Node, Any]:
             out = {}
             for base in side.bases:
-                k = 0 if base in self.one.place else 1
-                layout = (self.one, self.two)[k]
-                out[base] = layout.sample(base, z[k], int(self.starts[k][layout.place[base][0]]))
+                layout = (self.one, self.two)[number]
+                out[base] = layout.sample(base, z[number], int(self.starts[number][layout.place[base][0]]))
             return out
 
         return side.value(samples(z), arrays, self.dtype, None if held is None else samples(held))
@@ -388,7 +390,7 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
 
     value_of.defjvp(value_jvp, symbolic_zeros=True)
     slope_of.defjvp(slope_jvp, symbolic_zeros=True)
-    net = sampler.net(pair.dimension)
+    net = sampler.net(pair.dimension, half)
     count = jnp.asarray(sampler.count, jnp.int32)
     return value_of(S11, S22, C, pair.left.arrays, pair.right.arrays, net, count)
 

@@ -39,6 +39,8 @@ class Sampler:
     whether anything was sampled. Gaussians u = L z that are drawn one after the other have the same law with Q z for
     any orthogonal Q; what names them in `rotations` gets that one, and its L is noted in `found` for a later run.
     `ordered` tells whether what belongs to one example was drawn given what belongs to the other.
+    The points are those from number `block` times their count on. What keeps numbers for every point, all at once,
+    notes how many in `held`.
     """
 
     count: Any = 1024
@@ -49,11 +51,19 @@ class Sampler:
     ordered: bool = False
     rotations: Mapping[str, Any] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
+    block: Any = 0
+    held: int = 0
 
-    def net(self, dimension: int) -> Digits:
-        """The digits of the points of some dimension."""
+    def net(self, dimension: int, share: int = 1) -> Digits:
+        """The digits of the points of some dimension, of which `count / share` are used."""
         self.used = True
-        return digits(dimension, self.seed, RANDOMISATIONS).at(self.number)
+        net = digits(dimension, self.seed, RANDOMISATIONS).at(self.number)
+        first = self.block * (self.count // share)
+        return net if isinstance(first, int) and first == 0 else net.later(first)
+
+    def hold(self, count: int, *arrays: Any) -> None:
+        """Notes arrays that are kept for each of `count` points."""
+        self.held += sum(a.size for a in jax.tree.leaves(arrays)) // count
 
 
 def chunk_of(size: int) -> int:

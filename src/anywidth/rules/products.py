@@ -102,9 +102,7 @@ def numbers(it: Interpreter, x: Det, y: Det, outer: int) -> Det:
     lengths = [1 if is_wide(s) else finite(s) for s in shape[outer:]]
     val = evaluated(lambda u, v: weighted_sum(u, v, len(lengths), lengths) * factor, x.val, y.val)
     noises = [n + o.power for n, o in ((x.noise, y), (y.noise, x)) if n is not None]
-    return Det(
-        val, power, shape[:outer], zero=x.zero or y.zero, noise=max(noises, default=None), line=x.line or y.line
-    )
+    return Det(val, power, shape[:outer], zero=x.zero or y.zero, noise=max(noises, default=None), line=x.line or y.line)
 
 
 def contraction(it: Interpreter, a: Any, b: Any, outer: int) -> Part:
