@@ -100,7 +100,8 @@ def _equation(eqn: Any, xs: list[Law]) -> list[Law]:
         jaxpr, consts = _compat.open_jaxpr(eqn.params[_compat.CALLS[name]])
         return _walk(jaxpr, [_law_of_array(c) for c in consts], xs)
     single = _single(name, eqn, xs) if len(eqn.outvars) == 1 else None
-    where = f"'{name}' at {_compat.user_line(eqn)}"
+    line = _compat.user_line(eqn)
+    where = f"'{name}'" + (f" at {line}" if line else "")
     return [single] if single is not None else [_unread(where)] * len(eqn.outvars)
 
 

@@ -383,7 +383,11 @@ def _of_order_one(it: Interpreter, x: Part) -> Part:
 def iota(it: Interpreter, **params: Any) -> Part:
     shape, dimension = params["shape"], params["dimension"]
     if is_wide(shape[dimension]):
-        raise UnsupportedError("an array varies along the width (arange, eye, iota over n): its entries have no limit")
+        raise UnsupportedError(
+            "an array varies along the width (arange, eye, iota over n), and the coordinates of a random vector have no "
+            "order. Embeddings of positions whose frequencies run along the width (sinusoids, rotary): take a fixed "
+            "number of frequencies, each for a block of n // k channels. The identity times a vector is the vector"
+        )
     val = np.arange(shape[dimension]).astype(params["dtype"])
     val = val.reshape([s if i == dimension else 1 for i, s in enumerate(shape)])
     val = np.broadcast_to(val, [1 if is_wide(s) else s for s in shape]).copy()
