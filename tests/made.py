@@ -117,6 +117,20 @@ def soft_mixture_of_experts_in_the_weights():
     return init, apply
 
 
+@case(vx, vy, "concatenate input skip width relu", readout=None)
+def input_joined_to_hidden_layers():
+    def init(n):
+        return {"U": Normal((n, 3), 2.0), "W": Normal((n, n + 5)), "v": Normal((n + 3,))}
+
+    def apply(p, x):
+        n = len(p["U"])
+        h = jnp.concatenate([x[:2] * jnp.sqrt(n), relu(p["U"] @ x), x])  # x itself is nothing against the others
+        h = relu(p["W"] @ h / jnp.sqrt(n))
+        return jnp.concatenate([h, x * jnp.sqrt(n)]) @ p["v"] / jnp.sqrt(n)
+
+    return init, apply
+
+
 @case(vx, vy, "matrices concatenate width relu")
 def matrices_joined_along_the_width():
     def init(n):

@@ -196,7 +196,7 @@ class Gram:
 
     def products(self, a: Product, b: Product, eps: bool) -> Any:
         """Fact 2, for two products: the variance of the parameter times the inner product of the operands."""
-        if a.leaf is not b.leaf:
+        if a.leaf is not b.leaf or apart(a, b):
             return ZERO
         if (a.row is None) != (b.row is None) or (a.col is None) != (b.col is None):
             raise _mixed(a, b, "as a hidden layer and as a readout")
@@ -308,6 +308,24 @@ class Gram:
             return ZERO
         value = jnp.where(mask, value, jnp.zeros((), jnp.asarray(value).dtype))
         return weighted_sum(None, value, k, full[rank:])
+
+
+def apart(a: Product, b: Product) -> bool:
+    """Whether they have no entry of the parameter in common, as one is made of a few rows that the other lacks."""
+    for x, y in ((a, b), (b, a)):
+        for key, index in x.indices:
+            if not (isinstance(key, tuple) and key[0] == "part"):
+                continue
+            _, axis, at = key
+            if any(k != key and isinstance(k, tuple) and k[:2] == key[:2] for k, _ in y.indices):
+                return True
+            for other in (y.row, y.col):
+                if other is not None and other.axis == axis:
+                    start, end = affine(other.offset), affine(add_sizes(other.offset, other.size))
+                    first, last = (at, int(np.min(index))), (at, int(np.max(index)))
+                    if last < start or first >= end:
+                        return True
+    return False
 
 
 def below_fluctuation(x: Node) -> list[Product]:

@@ -36,9 +36,9 @@ def check_output(
     if isinstance(value, Det) and value.zero and value.noise is not None and value.noise >= 0:
         where = f"\n  at {value.line.line}" if value.line is not None else f"\n  at {line}"
         raise UnsupportedError(
-            "the output is an inner product of independent random vectors: its mean is zero, and it is random, of order "
-            f"n^{value.noise}, in a way that anywidth does not follow. Multiply the last hidden layer, all of it, by a "
-            f"parameter that is used nowhere else, v @ h / sqrt(n).{where}"
+            "the output is an inner product of independent random vectors: its mean is zero, and it is random, of "
+            f"order n^{value.noise}, in a way that anywidth does not follow. Multiply the last hidden layer, all of it, "
+            f"by a parameter that is used nowhere else, v @ h / sqrt(n).{where}"
         )
     if isinstance(value, Det):
         reason = "is zero" if value.zero else "is not random"

@@ -11,7 +11,8 @@ import numpy as np
 
 from anywidth.errors import NoLimitError, UnsupportedError
 from anywidth.interpret import Interpreter, evaluated, register
-from anywidth.rows import new_rows
+from anywidth.kets import Carry, Const, Node, Product, View
+from anywidth.rows import new_rows, rows_of
 from anywidth.trace import Size, add_sizes, affine, finite, is_wide, kind_of, make_size
 from anywidth.values import (
     Ax,
@@ -190,7 +191,7 @@ def cut(it: Interpreter, x: Any, axis: int, start: Size, size: Size, stride: int
             return replace(x, val=val, shape=(*x.shape[:axis], size, *x.shape[axis + 1 :]))
         return replace(x, shape=(*x.shape[:axis], size, *x.shape[axis + 1 :]))
     if not is_wide(size):
-        raise UnsupportedError("single coordinates of the width are picked out: they have no limit of their own")
+        return few(it, x, axis, start, size)
     atoms = x.layout[axis]
     layout = list(x.layout)
     if len(atoms) > 1:
@@ -207,6 +208,39 @@ def cut(it: Interpreter, x: Any, axis: int, start: Size, size: Size, stride: int
         rows = tuple(new_rows(r, ("cut", start, size)) if r.axis == atoms[0].number else r for r in x.rows)
         return replace(x, rows=rows, layout=tuple(layout))
     return Ket(it.graph.cut(x.node, start, size), tuple(layout), x.power)
+
+
+def few(it: Interpreter, x: Any, axis: int, start: Size, size: int) -> Ket:
+    """A finite number of rows of a parameter, those that meet the input in W @ concatenate([h, x]): another parameter.
+
+    Its index along the axis, `a n + b` at every entry, is told apart from those of other parts by a.
+    """
+    node = x.node if isinstance(x, Ket) else None
+    while isinstance(node, View) and not isinstance(node.operand, Carry):
+        node = it.graph.push(node)
+    raw = isinstance(x, Mat) or (isinstance(node, Product) and node.col is None and isinstance(node.operand, Const))
+    if not raw or len(x.layout[axis]) != 1 or (isinstance(x, Mat) and x.mean is not None):
+        raise UnsupportedError("single coordinates of the width are picked out: they have no limit of their own")
+    g, rank = it.graph, x.rank
+    rows = x.rows if isinstance(x, Mat) else (node.row,)  # type: ignore[union-attr]
+    number = x.layout[axis][0].number if isinstance(x, Mat) else rows[0].axis
+    (own,) = [r for r in rows if r.axis == number]
+    if own.splits or own.also:
+        raise UnsupportedError("a few rows of a parameter are taken after its width was split into blocks")
+    a, b = affine(add_sizes(own.offset, start))
+    more = expand(rank, 1)
+    entries = int(b) + np.arange(size).reshape((1,) * rank + (size,))
+    known = x.indices if isinstance(x, Mat) else node.indices  # type: ignore[union-attr]
+    indices = (*((k, g.viewed(v, more)) for k, v in known), (("part", number, a), entries))
+    operand = g.const(np.ones((1,) * (rank + 1))) if isinstance(x, Mat) else g.view(node.operand, more)  # type: ignore[union-attr]
+    row = rows_of([r for r in rows if r.axis != number])
+    leaf = x.leaf if isinstance(x, Mat) else node.leaf  # type: ignore[union-attr]
+    out: Node = g.product(leaf, it.copy, operand, 0, row, None, indices, it.eqn.line)
+    if isinstance(x, Mat) and x.coef is not None:
+        out = g.scale(g.viewed(x.coef, more), out)
+    layout = [tuple(Wide(0, at.size) if isinstance(at, Wide) else at for at in atoms) for atoms in x.layout]
+    layout[axis] = (Ax(rank, size),) if size > 1 else ()
+    return Ket(out, tuple(layout), x.power)
 
 
 @register("split")

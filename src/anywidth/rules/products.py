@@ -132,9 +132,9 @@ def _coordinatewise(it: Interpreter, a: Ket, b: Ket, outer: int) -> Ket:
     """Two kets multiplied coordinate by coordinate and summed over finite axes."""
     if any(x.wides() for x in (a, b)) and not all(x.wides() for x in (a, b)):
         raise NoLimitError(
-            "a random scalar shared by all channels multiplies a hidden layer: the limit stays random. Weights that mix "
-            "tokens, as those of an MLP-mixer, are such numbers: give each channel its own, of shape (.., n), or fixed "
-            "numbers in apply"
+            "a random scalar shared by all channels multiplies a hidden layer: the limit stays random. Weights that "
+            "mix tokens, as those of an MLP-mixer, are such numbers: give each channel its own, of shape (.., n), or "
+            "fixed numbers in apply"
         )
     product = it.pointwise("mul", {}, [a, b], a.power + b.power)
     sizes = [[x.size for x in axis] for axis in product.layout]
