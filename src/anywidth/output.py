@@ -37,7 +37,7 @@ def check_output(
         where = f"\n  at {value.line.line}" if value.line is not None else f"\n  at {line}"
         raise UnsupportedError(
             "the output is an inner product of independent random vectors: its mean is zero, and it is random, of "
-            f"order n^{value.noise}, in a way that anywidth does not follow. Multiply the last hidden layer, all of it, "
+            f"order n^{value.noise}, in a way that anywidth does not follow. Multiply the last hidden layer, whole, "
             f"by a parameter that is used nowhere else, v @ h / sqrt(n).{where}"
         )
     if isinstance(value, Det):
