@@ -23,12 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth import _compat
-from anywidth.errors import AccuracyWarning
+from anywidth.errors import AccuracyWarning, NoLimitError
 from anywidth.expect.points import MOST
 from anywidth.expect.sampler import LEAST, RANDOMISATIONS, FixedCount, Sampler
 
 __all__ = ["Accuracy", "controlled"]
 
+_INFINITE = (
+    "the NTK of these two examples is infinite: something is divided by what vanishes together with Gaussians of which "
+    "only two are independent, as in batch normalisation without epsilon when no more than three of the examples of a "
+    "batch differ. Add an epsilon to what is divided by, or leave out examples that occur twice"
+)
 TOGETHER = 2**11  # points of each randomisation up to which all randomisations run side by side
 MEMORY = 2**28  # bytes for points that are held all at once
 WIDER = 1.2  # so much wider than a normal law's is Student's for 16 values, where one case in 370 is beyond
@@ -77,6 +82,7 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
     """
     exact: set[Any] = set()  # the shapes of examples for which nothing is sampled
     whole: dict[Any, int] = {}  # those for which points are held all at once, and how many bytes each takes
+    poles: set[Any] = set()  # those for which a kernel may be infinite
     ordered: set[Any] = set()  # those of which the second is drawn given the first
 
     def estimates(x: Any, y: Any, count: Any, rotations: Any) -> tuple[Any, Any, Any]:
@@ -91,6 +97,8 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
                 ordered.update((_key(x, y), _key(y, x)))
             if sampler.held:  # and as much again for what is made of them on the way
                 whole[_key(x, y)] = 2 * jnp.dtype(sampler.dtype).itemsize * sampler.held
+            if sampler.poles:
+                poles.add(_key(x, y))
             return out, sampler.found
 
         size, mapped = count, False
@@ -150,7 +158,11 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
         rotations: Any = {}
         while True:
             value, error, found = growing(x, y, count, rotations)
-            if _key(x, y) in exact or any(map(_compat.is_tracer, jax.tree.leaves(value))):
+            if any(map(_compat.is_tracer, jax.tree.leaves(value))):
+                return value, error
+            if _key(x, y) in poles and any(np.isinf(v).any() for v in jax.tree.leaves(value)):
+                raise NoLimitError(_INFINITE)
+            if _key(x, y) in exact:
                 return value, error
             excess = _excess(error, value) / accuracy.tol
             if excess > 1:
@@ -176,10 +188,11 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
         if _key(x, x) != _key(y, y):
             return [0.0] * leaves
         own = [growing(e, e, min(2 * LEAST, last), {})[0] for e in (x, y)]
-        return [
+        sizes = (
             math.sqrt(float(np.abs(p).max()) * float(np.abs(q).max()))
             for p, q in zip(*map(jax.tree.leaves, own), strict=True)
-        ]
+        )
+        return [size if math.isfinite(size) else 0.0 for size in sizes]  # of one example it may be infinite
 
     def kernel(x: Any, y: Any) -> tuple[Any, Any]:
         inside = traced() or any(map(_compat.is_tracer, jax.tree.leaves((x, y))))

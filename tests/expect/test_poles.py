@@ -122,6 +122,22 @@ def test_relu_agrees_with_its_integral(monkeypatch, rows):
         agrees(kernels(X, b), truth, 1e-3, exact[0])
 
 
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.long)])
+@pytest.mark.parametrize("phi", [jax.nn.relu, pytest.param(jnp.tanh, marks=pytest.mark.long)])
+def test_infinite_tangent_kernels(phi, dtype):
+    """Where two examples of a batch of four coincide, for batches without epsilon, and for no other pair."""
+    kernels = aw.kernels(zoo.batchnorm_mlp(10, 1, phi), tol=1e-2)
+    x, y = X.astype(dtype), X[[0, 1, 2, 2]].astype(dtype)
+    with pytest.raises(aw.NoLimitError, match="infinite.*epsilon"):
+        kernels(y, y)
+    assert np.isinf(jax.jit(kernels)(y, y).ntk).all()
+    for a, b in ((x, x), (x, y)):
+        assert np.isfinite(kernels(a, b).ntk).all()
+    assert np.isfinite(kernels(y, y[:, ::-1]).ntk).all()
+    nngp = aw.nngp(zoo.batchnorm_mlp(10, 1, phi), tol=1e-2)(y, y)
+    np.testing.assert_allclose(nngp[2], nngp[3], rtol=1e-5)
+
+
 def test_symmetry():
     f = jax.jit(aw.kernels(zoo.batchnorm_mlp(10, 1, jnp.tanh), points=2**14))
     for k, l in zip(f(X, X[::-1] + 0.1), f(X[::-1] + 0.1, X), strict=True):

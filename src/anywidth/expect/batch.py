@@ -142,11 +142,15 @@ class _Batch:
             )
         else:
             frozen = jumps(f) or jumps(g)
+            S11, S22 = self.covariance(self, False), other.covariance(other, False)
+            S12 = self.covariance(other, eps and not frozen)
             value = normalised.normalised_pair(
-                f, g, s, t, self.covariance(self, False), other.covariance(other, False),
-                self.covariance(other, eps and not frozen), _scalar(self.a), _scalar(other.a),
+                f, g, s, t, S11, S22, S12, _scalar(self.a), _scalar(other.a),
                 _scalar(self.norm.eps), _scalar(other.norm.eps), centred=_centred(self) and _centred(other),
             )  # fmt: skip
+            if eps and not frozen and known_no_eps and f.k and g.k:
+                self.gram.graph.sampler.poles = True
+                value = normalised.infinite_slope(value, S11, S22, S12)
         # read it at the members: axis `rank` is the left batch, `rank + 1` the right one
         left = self._place() if self.member is not None else None
         right = other._place() if other.member is not None else None

@@ -68,7 +68,7 @@ from .closed import mean, pair
 from .numerics import COINCIDING, tied
 from .resolvents import noise, relative_noise, resolvents, resolvents_diag
 
-__all__ = ["check_finite", "normalised_mean", "normalised_pair", "normalised_self"]
+__all__ = ["check_finite", "infinite_slope", "normalised_mean", "normalised_pair", "normalised_self"]
 
 
 def check_finite(rank, s, t=0, *, degrees=None, derivative=False, same=True):
@@ -327,3 +327,22 @@ def normalised_mean(f, s, S, a, eps, *, centred=False):
     """E[f(g_i) r**(-s/2)], shape (..., B), within one batch; ``r = a * sum(g**2) + eps``."""
     S = jnp.asarray(S)
     return _over_leading(lambda S: _mean(f, s, S, a, eps, centred), S, cost=_points(S.dtype, s)[0] * S.shape[-1] ** 2)
+
+
+def infinite_slope(value, S11, S22, S12):
+    """The value (..., B, B'), whose derivative is infinite where the two batches together have rank two or less."""
+    top, bottom = jnp.concatenate([S11, S12], -1), jnp.concatenate([jnp.swapaxes(S12, -1, -2), S22], -1)
+    S = lax.stop_gradient(jnp.concatenate([top, bottom], -2))
+    lam = jnp.linalg.eigvalsh(S)
+    few = (lam > noise(S)[..., None]).sum(-1) <= 2
+    return _times_slope(value, jnp.where(few, jnp.inf, 1.0)[..., None, None].astype(value.dtype))
+
+
+@jax.custom_jvp
+def _times_slope(value, factor):
+    return value
+
+
+@_times_slope.defjvp
+def _(primals, tangents):
+    return primals[0], tangents[0] * primals[1]

@@ -33,7 +33,8 @@ from anywidth.expect.atoms import discontinuous
 from anywidth.expect.forms import Normaliser
 from anywidth.expect.layout import Layout, covariance, layouts
 from anywidth.expect.numerics import is_zero
-from anywidth.expect.poles import coordinates, density, poles, projection, shortened
+from anywidth.expect.points import normals
+from anywidth.expect.poles import coordinates, density, infinite, poles, projection, shortened
 from anywidth.expect.roots import root
 from anywidth.expect.sampler import Sampler, average, chunk_of
 from anywidth.expr import JUMPS, KINKED, LEAVES, evaluated, variables
@@ -324,10 +325,14 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
         A = pair.factor(_joined(S11, S22, C))
         near = pair.near(A) if pair.poles else None
 
-        def f(xi: Any) -> Any:
-            u, v, weight = (*pair.draw(xi, A), None) if near is None else pair.draw_near(xi, A, near)
+        def sides(u: Any, v: Any) -> Any:
             y, gy = _gradient(lambda z: pair.side(0, (z, v), left, (u, v)), u)
             w, gw = _gradient(lambda z: pair.side(1, (u, z), right, (u, v)), v)
+            return y, gy, w, gw
+
+        def f(xi: Any) -> Any:
+            u, v, weight = (*pair.draw(xi, A), None) if near is None else pair.draw_near(xi, A, near)
+            y, gy, w, gw = sides(u, v)
             if weight is None:
                 value = _mean_product(y, w)
             else:  # what is bounded is best sampled where it is
@@ -339,7 +344,12 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
             slope = _summed([(gy, [*axes, k]), (dC, [*axes[1:], k, l]), (gw, [*axes, l])], axes[1:]) / len(u)
             return value, slope
 
-        return mean(f, count, net)
+        value, slope = mean(f, count, net)
+        if all(pair.rows):
+            z = pair.draw(normals(net, 0, 16, pair.dtype), A)
+            P = projection(A[..., sorted({*pair.rows[0], *pair.rows[1]}), :])
+            slope = jnp.where(infinite(lambda z: sides(*z)[1::2], z, P) & (dC != 0).any(), jnp.inf, slope)
+        return value, slope
 
     def refused() -> UnsupportedError:
         from anywidth.expect.choose import SeveralError
@@ -390,6 +400,7 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
 
     value_of.defjvp(value_jvp, symbolic_zeros=True)
     slope_of.defjvp(slope_jvp, symbolic_zeros=True)
+    sampler.poles |= all(pair.rows)
     net = sampler.net(pair.dimension, half)
     count = jnp.asarray(sampler.count, jnp.int32)
     return value_of(S11, S22, C, pair.left.arrays, pair.right.arrays, net, count)

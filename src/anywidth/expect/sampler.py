@@ -38,6 +38,7 @@ class Sampler:
     A count that is a Python number allows derivatives backward, one that is traced forward ones only. `used` tells
     whether anything was sampled. Gaussians u = L z that are drawn one after the other have the same law with Q z for
     any orthogonal Q; what names them in `rotations` gets that one, and its L is noted in `found` for a later run.
+    `poles` tells whether an NTK may be infinite, because something is divided by what vanishes with its Gaussians.
     `ordered` tells whether what belongs to one example was drawn given what belongs to the other.
     The points are those from number `block` times their count on. What keeps numbers for every point, all at once,
     notes how many in `held`.
@@ -48,6 +49,7 @@ class Sampler:
     seed: int = 0
     dtype: Any = None
     used: bool = False
+    poles: bool = False
     ordered: bool = False
     rotations: Mapping[str, Any] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
