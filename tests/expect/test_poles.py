@@ -128,7 +128,7 @@ def test_infinite_tangent_kernels(phi, dtype):
     """Where two examples of a batch of four coincide, for batches without epsilon, and for no other pair."""
     kernels = aw.kernels(zoo.batchnorm_mlp(10, 1, phi), tol=1e-2)
     x, y = X.astype(dtype), X[[0, 1, 2, 2]].astype(dtype)
-    with pytest.raises(aw.NoLimitError, match="infinite.*epsilon"):
+    with pytest.raises(aw.NoLimitError, match=r"infinite.*epsilon"):
         kernels(y, y)
     assert np.isinf(jax.jit(kernels)(y, y).ntk).all()
     for a, b in ((x, x), (x, y)):
