@@ -75,8 +75,8 @@ FIGURES = {
     "notebooks/figure-1": 2,
     "notebooks/gp-kernels": 1,
     "notebooks/rnn-ntk": 2,
-    "notebooks/transformer-ntk": 1,
-    "notebooks/batchnorm-ntk": 1,
+    "notebooks/transformer-ntk": 2,
+    "notebooks/batchnorm-ntk": 2,
 }
 
 
