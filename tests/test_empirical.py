@@ -283,3 +283,25 @@ def test_outputs_that_are_not_numbers_to_differentiate(key):
     net = Network(lambda n: {"U": Normal((n, 3))}, lambda p, x: jnp.argmax(p["U"] @ x))
     with pytest.raises(aw.InputError, match="int"):
         aw.empirical_ntk(net)(net.sample(key, 8), jnp.ones(3), jnp.ones(3))
+
+
+def test_a_relu_mlp_against_neural_tangents():
+    """784-512-512-10 on 100 x 100 examples, all 10 x 10 outputs, in float32: two sums of its structured derivatives.
+
+    They are printed by benchmarks/neural_tangents_times.py.
+    """
+    draw, points = np.random.default_rng(1), np.random.default_rng(0)
+    shapes = [(784, 512), (512, 512), (512, 10)]
+    params = [draw.normal(size=shape).astype(np.float32) for shape in shapes]
+    X, Y = (points.normal(size=(100, 784)).astype(np.float32) for _ in range(2))
+
+    def apply(params, x):
+        for i, w in enumerate(params):
+            x = (jax.nn.relu(x) if i else x) @ w / jnp.sqrt(w.shape[0])
+        return x
+
+    net = Network(lambda n: [Normal(shape) for shape in shapes], apply)
+    K = np.asarray(aw.gram(partial(aw.empirical_ntk(net), params), X, Y, progress=False), np.float64)
+    assert K.shape == (100, 100, 10, 10)
+    assert K.sum() == pytest.approx(18679.2300, rel=1e-6)
+    assert K.ravel() @ np.cos(np.arange(K.size)) == pytest.approx(-0.59984, abs=1e-4)
