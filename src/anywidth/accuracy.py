@@ -110,13 +110,12 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
                 size //= 2
         blocks = 1 if size is count else count // size
 
-        def one(number: Any) -> Any:
-            if blocks == 1:
-                return part(number, 0, count)
-            return jax.tree.map(lambda a: a.mean(0), jax.lax.map(lambda k: part(number, k, size), jnp.arange(blocks)))
-
-        numbers = jnp.arange(RANDOMISATIONS)
-        values, found = jax.lax.map(one, numbers) if mapped else jax.vmap(one)(numbers)
+        numbers = jnp.arange(RANDOMISATIONS * blocks)
+        if mapped:
+            parts = jax.lax.map(lambda k: part(k // blocks, k % blocks if blocks > 1 else 0, size), numbers)
+            values, found = jax.tree.map(lambda a: a.reshape(RANDOMISATIONS, blocks, *a.shape[1:]).mean(1), parts)
+        else:
+            values, found = jax.vmap(lambda number: part(number, 0, count))(numbers)
         if not used:
             exact.add(_key(x, y))
             value = jax.tree.map(lambda a: a[0], values)
