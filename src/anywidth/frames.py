@@ -80,6 +80,8 @@ class Frame:
         left, right = id(self.left), id(self.right)
         if self.right is None:
             return (left in a.loops and a.local) or (left in b.loops and b.local)
+        if self.row and self.left is self.right:  # the running step of a loop against its own row
+            return left in a.loops and left in b.loops and a.local != b.local
         return (left in a.loops and right in b.loops) or (right in a.loops and left in b.loops)
 
     def hoist(self, gram: Gram, a: Node, b: Node, eps: bool) -> Any:
