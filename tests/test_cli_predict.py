@@ -184,15 +184,20 @@ def test_ctrl_c_is_heard_within_a_tile(run):
     """Each tile takes minutes."""
     pytest.importorskip("zarr")
     np.save("many.npy", np.random.default_rng(0).normal(size=(4096, 3)))
-    command = [sys.executable, "-c", "from anywidth.cli import main; main()", "gram", "--network", "zoo:mlp"]
+    # a shell has what it starts in the background ignore SIGINT, and children inherit that
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heard}; from anywidth.cli import main; main()", "gram", "--network", "zoo:mlp"]
     options = ["--option", "nonlinearity=tanh", "--kernel", "nngp", "--data", "many.npy", "--store", "K.zarr"]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
-    while not Path("K.zarr").exists():  # it is created when the tile is compiled
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while not Path("K.zarr").exists():  # it is created when the tile is compiled
+                assert process.poll() is None
+                time.sleep(0.05)
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "interrupted; what was computed is kept in K.zarr: run the same command again" in said
 

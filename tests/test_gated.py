@@ -168,7 +168,8 @@ def swap(p, h, c, u, root):
 case(swap)
 
 
-@pytest.mark.parametrize("more", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("more", [False, True])
 def test_symmetric_inside_transformations(more):
     """Which example is drawn given the other is not left to the order of the arguments, nor to that of a data set."""
     kernel = aw.nngp(CASES["swap"][0], points=2**10)

@@ -12,10 +12,11 @@ rng = np.random.default_rng(5)
 X, Y = rng.normal(size=(2, 4, 3))
 READ = {
     "one state": lambda h: h[2],
+    "weighted": lambda h: jnp.arange(1.0, 5.0) @ h,
     "mean": lambda h: h.mean(0),
     "two states": lambda h: h[3] - 0.5 * h[1],
-    "weighted": lambda h: jnp.arange(1.0, 5.0) @ h,
 }
+LONG = {"mean", "two states"}
 
 
 def network(read, scan):
@@ -39,9 +40,9 @@ def network(read, scan):
     return aw.Network(init, apply)
 
 
-@pytest.mark.parametrize("read", READ.values(), ids=READ)
-def test_a_layer_above_the_states(read):
-    found, wanted = (aw.kernels(network(read, scan)) for scan in (True, False))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in READ])
+def test_a_layer_above_the_states(name):
+    found, wanted = (aw.kernels(network(READ[name], scan)) for scan in (True, False))
     for kind in ("nngp", "ntk"):
         np.testing.assert_allclose(getattr(found(X, Y), kind), getattr(wanted(X, Y), kind), rtol=1e-10)
         # at correlation one a rounding error moves the angle by its root

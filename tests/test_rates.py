@@ -88,7 +88,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = {"standard, 1/n for all", "maximal update", "zero residual"}
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in CASES])
 def test_against_simulation(name):
     net, lr = CASES[name]
     result = aw.check(net, np.stack([x, y]), widths=(32, 128), seeds=100, lr=lr)

@@ -130,13 +130,41 @@ def compare(op, X, more=()):
 
 
 @pytest.mark.parametrize(
-    "name", cases(LINES, "pad_reflect", "picked_pairs", "tile", "stacked_shifts", "resize_nearest")
+    "name",
+    cases(
+        LINES,
+        "flip",
+        "repeat",
+        "differences",
+        "sum_pool_dilated",
+        "written_slice",
+        "added_apart",
+        "pad_wrap",
+        "pad_reflect",
+        "picked_pairs",
+        "tile",
+        "stacked_shifts",
+        "resize_nearest",
+    ),
 )
 def test_on_a_line(name):
     compare(LINES[name], LINE)
 
 
-@pytest.mark.parametrize("name", cases(IMAGES, "pad_wrap", "resize_linear", "window_of_a_window", "updated", "pad"))
+@pytest.mark.parametrize(
+    "name",
+    cases(
+        IMAGES,
+        "roll",
+        "resize_nearest",
+        "space_to_depth_sum",
+        "pad_wrap",
+        "resize_linear",
+        "window_of_a_window",
+        "updated",
+        "pad",
+    ),
+)
 def test_on_an_image(name):
     compare(IMAGES[name], IMAGE)
 
@@ -211,7 +239,7 @@ def conv_network(f, settings):
 
 
 @pytest.mark.parametrize(
-    "name", cases(CONVOLUTIONS, "explicit", "negative_padding", "transposed", "dilated", "odd_order")
+    "name", cases(CONVOLUTIONS, "channels_first", "explicit", "negative_padding", "transposed", "dilated", "odd_order")
 )
 def test_convolution(name):
     found, wanted = (aw.kernels(conv_network(f, CONVOLUTIONS[name])) for f in (convolved, by_hand))

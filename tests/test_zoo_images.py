@@ -67,7 +67,18 @@ def test_theory_against_simulation(name):
     assert (np.abs(value - wanted) < 4 * error + 0.02 * np.abs(wanted).max()).all(), (value, error, wanted)
 
 
-SLOW = {"resnet", "unet", "cnn_erf_valid", "vit", "gcn_nodes", "attention", "attention_transformer", "maxpool"}
+SLOW = {
+    "resnet",
+    "unet",
+    "cnn_erf_valid",
+    "vit",
+    "gcn_nodes",
+    "attention",
+    "attention_transformer",
+    "maxpool",
+    "gcn",
+    "cnn_pooled",
+}
 
 
 def marked(names, quick=None):

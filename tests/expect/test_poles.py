@@ -105,7 +105,8 @@ def test_float32():
     agrees(found, batch_of_four(X, *FUNCTIONS["tanh"][1:]), 1e-3)
 
 
-@pytest.mark.parametrize("rows", [slice(0, 4), pytest.param(slice(2, 8), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("rows", [slice(0, 4), slice(2, 8)])
 def test_relu_agrees_with_its_integral(monkeypatch, rows):
     """Two batches, of the same size and of two sizes, and a batch with itself."""
     y = np.random.default_rng(1).normal(size=(8, 10))[rows] + 0.3 * X[0]

@@ -175,7 +175,7 @@ def test_derivative_of_a_root_at_singular_matrices():
     np.testing.assert_allclose(slope, (root(S(0.3 + 1e-6)) - root(S(0.3 - 1e-6))) / 2e-6, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_points_that_are_held_are_held_in_blocks(monkeypatch):
     """A loop's points, and that the memory does not grow with their number beyond what it may be."""
     net = aw.zoo.gru(2, jnp.sin, pool="last")

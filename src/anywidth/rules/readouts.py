@@ -68,12 +68,9 @@ def raw_parameter(it: Interpreter, node: Node) -> Product | None:
 
 def inner_product(it: Interpreter, a: Ket, b: Ket, outer: int) -> Part:
     """x.y over the width: n times a number, or a readout where one side is a parameter of its own."""
-    for v, s in ((a, b), (b, a)):
-        out = readout(it, v, s, outer)
-        if out is None:
-            out = bilinear(it, v, s, outer)
-        if out is not None:
-            return out
+    out = gaussian(it, a, b, outer)
+    if out is not None:
+        return out
     (x, y), layout, summed = aligned(it, [a, b], outer)
     if level_of(layout[:outer]):
         expressions, args, coefs = it.expression([x.node, y.node])
@@ -93,6 +90,16 @@ def inner_product(it: Interpreter, a: Ket, b: Ket, outer: int) -> Part:
     return number(it, value, x.power + y.power, sizes, summed, lengths, layout[:outer], shape)
 
 
+def gaussian(it: Interpreter, a: Ket, b: Ket, outer: int) -> Part | None:
+    """x.y where it is Gaussian: a readout by a parameter on either side."""
+    for v, s in ((a, b), (b, a)):
+        for of in (readout, bilinear):
+            out = of(it, v, s, outer)
+            if out is not None:
+                return out
+    return None
+
+
 def term_by_term(it: Interpreter, v: Ket, s: Ket, outer: int) -> Part | None:
     """(c v + c' v' ..).s, both over common axes, as a sum of readouts; None if a term is none, or there is no sum."""
     node = v.node
@@ -103,9 +110,13 @@ def term_by_term(it: Interpreter, v: Ket, s: Ket, outer: int) -> Part | None:
     outs = []
     for coef, term in node.terms:
         other = s.node if coef is None else it.graph.scale(coef, s.node)
-        outs.append(inner_product(it, Ket(term, v.layout, v.power), Ket(other, s.layout, s.power), outer))
-    if not all(isinstance(out, Ket) for out in outs):
-        return None
+        sides = Ket(term, v.layout, v.power), Ket(other, s.layout, s.power)
+        out = gaussian(it, *sides, outer)
+        if out is None:
+            out = term_by_term(it, *sides, outer)
+        if not isinstance(out, Ket):
+            return None
+        outs.append(out)
     from anywidth.rules.elementwise import total
 
     return total(it, [(1.0, out) for out in outs])
