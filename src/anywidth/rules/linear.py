@@ -223,7 +223,8 @@ def few(it: Interpreter, x: Any, axis: int, start: Size, size: int) -> Ket:
         raise UnsupportedError("single coordinates of the width are picked out: they have no limit of their own")
     g, rank = it.graph, x.rank
     rows = x.rows if isinstance(x, Mat) else (node.row,)  # type: ignore[union-attr]
-    number = x.layout[axis][0].number if isinstance(x, Mat) else rows[0].axis
+    (atom,) = x.layout[axis]
+    number = atom.number if isinstance(x, Mat) and isinstance(atom, Wide) else rows[0].axis
     (own,) = [r for r in rows if r.axis == number]
     if own.splits or own.also:
         raise UnsupportedError("a few rows of a parameter are taken after its width was split into blocks")
