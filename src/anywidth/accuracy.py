@@ -126,16 +126,19 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
 
     def settled(x: Any, y: Any) -> tuple[Any, Any]:
         """With the points that there are inside a transformation."""
-        run = lambda x, y: estimates(x, y, accuracy.count(accuracy.points), {})[:2]  # noqa: E731
+
+        def pair(x: Any, y: Any) -> tuple[Any, Any]:
+            return estimates(x, y, accuracy.count(accuracy.points), {})[:2]
+
         if _key(x, y) not in ordered:  # nothing that one example has by itself is computed for every pair
-            out = run(x, y)
+            out = pair(x, y)
             if _key(x, y) not in ordered:
                 return out
         if _shapes(x) != _shapes(y):
-            return jax.tree.map(_transposed, run(y, x)) if _shapes(x) > _shapes(y) else run(x, y)
+            return jax.tree.map(_transposed, pair(y, x)) if _shapes(x) > _shapes(y) else pair(x, y)
         turned = _greater(x, y)
         first, second = (jax.tree.map(lambda a, b: jnp.where(turned, b, a), p, q) for p, q in ((x, y), (y, x)))
-        return jax.tree.map(lambda a: jnp.where(turned, _transposed(a), a), run(first, second))
+        return jax.tree.map(lambda a: jnp.where(turned, _transposed(a), a), pair(first, second))
 
     fixed = jax.jit(settled)
     counted = jax.jit(estimates)

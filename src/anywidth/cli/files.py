@@ -44,7 +44,7 @@ def read_table(
 
     Args:
         path: a file of one of `KINDS`.
-        target: a column of a table, an array of a .npz file, or the path of a .npy file (of a .npy file).
+        target: a column of a table, an array of a .npz file, or, for examples in a .npy file, the path of another one.
         drop: columns to leave out.
         name: which array of a .npz file holds the features; by default "X", or the only one.
         names: the columns that are wanted, in order; all of them by default.
