@@ -1,8 +1,9 @@
 """Tiles of a Gram matrix in this process: one is fetched and put away while JAX computes the next."""
 
-import time
+import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -57,9 +58,15 @@ def run(job: Job) -> None:
 
 def _wait(results: list[Any]) -> None:
     """Wait where Ctrl-C is heard: within JAX, Python would hear it when the tile is done."""
-    leaves, begin = jax.tree.leaves(results), time.monotonic()
-    while not all(leaf.is_ready() for leaf in leaves):
-        time.sleep(min(0.05, 5e-5 + (time.monotonic() - begin) / 50))
+
+    def ready() -> None:
+        with suppress(Exception):  # raised below
+            jax.block_until_ready(results)
+
+    waiter = threading.Thread(target=ready, daemon=True)
+    waiter.start()
+    waiter.join()
+    jax.block_until_ready(results)
 
 
 def _pieces(tile: Tile) -> dict[_Key, Piece]:
