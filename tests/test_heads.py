@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import anywidth as aw
-from anywidth import Network, NoLimitError, Normal, UnsupportedError
+import two_tokens
+from anywidth import Network, NoLimitError, Normal, UnsupportedError, zoo
 from anywidth.trace import HEADS, HEADS_ORDER, WIDTHS, fit_dim, fit_number, kind_of, readable
 
 X = jax.random.normal(jax.random.key(1), (2, 2, 3))
@@ -70,15 +71,16 @@ def layer(style):
     return Network(init, apply)
 
 
-def simulated(net, n, heads, seeds):
+def simulated(net, n, heads, seeds, readout="r", dtype=None):
     """Means and standard errors of NNGP (given all but the readout) and NTK of the pairs 01 and 00."""
 
     def one(key):
-        p = net.sample(key, n, heads=heads)
-        g = [jax.grad(net.apply)(p, x) for x in X]
+        p = net.sample(key, n, dtype, heads=heads)
+        g = [jax.grad(net.apply)(p, x.astype(dtype)) for x in X]
 
         def dots(a, b):
-            return jnp.stack([jnp.vdot(a["r"], b["r"]), sum(jnp.vdot(a[k], b[k]) for k in a)])
+            shares = jax.tree.leaves(jax.tree.map(jnp.vdot, a, b))
+            return jnp.stack([jnp.vdot(a[readout], b[readout]), sum(shares)])
 
         return jnp.stack([dots(g[0], g[1]), dots(g[0], g[0])])
 
@@ -98,6 +100,37 @@ def test_against_simulation_as_both_widths_grow(causal):
     for n, heads in ((48, 24), (96, 48)):
         mean, error = simulated(net, n, heads, 400)
         assert (abs(mean - limit) < 4 * error + 2e-3 * abs(limit)).all(), (mean, limit, error)
+
+
+BLOCKS = [(1, "attention", False), (1, "transformer", True), (2, "attention", False), (2, "transformer", True)]
+
+
+@pytest.mark.parametrize(
+    ("depth", "block", "causal"), [BLOCKS[0], *(pytest.param(*b, marks=pytest.mark.long) for b in BLOCKS[1:])]
+)
+def test_blocks_against_integrals(depth, block, causal):
+    """Residual blocks, with layer norm and without, to the tolerance and within four stated errors."""
+    net = aw.kernels(zoo.attention(3, depth, block=block, causal=causal), tol=1e-3)
+    for y in X:
+        k = net(X[0], y)
+        exact = two_tokens.kernels(X[0], y, depth, block, causal)
+        for value, error, wanted in zip((k.nngp, k.ntk), k.error, exact, strict=True):
+            assert 0 < error < 2e-3 * wanted
+            assert abs(value - wanted) < 4 * error
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("block", ["attention", "transformer"])
+def test_depth_two_as_both_widths_grow(block):
+    """Simulations of 8 and 16 heads of these sizes, without their term of order 1/n, against the integrals."""
+    net = zoo.attention(3, 2, block=block)
+    exact = np.array([two_tokens.kernels(X[0], y, 2, block, False) for y in (X[1], X[0])])
+    (small, first), (large, second) = (
+        simulated(net, n, n, seeds, "v", jnp.float32) for n, seeds in ((8, 3000), (16, 1000))
+    )
+    error = np.hypot(2 * second, first)
+    assert (error < 0.04 * exact).all()
+    assert (abs(2 * large - small - exact) < 4 * error).all(), (2 * large - small, exact, error)
 
 
 @pytest.mark.long
