@@ -155,7 +155,11 @@ class _Term:
             members = [items[i] for i in group]
             between = _between(cov, group)
             # what is sampled for two examples is sampled for one of them as well: see `sampled.py`
-            if _integrable(members, between) and len(merged := self._merged(members)) < len(members):
+            if not _integrable(members, between) or _closed(members):
+                merged = members
+            else:
+                merged = self._merged(members)
+            if len(merged) < len(members):
                 members, between = merged, _between(self._dependences(merged), range(len(merged)))
             self.groups.append((members, between))
 
@@ -355,6 +359,16 @@ def _integrable(members: list[_Item], cov: Any) -> bool:
     if not all(m.simple for m in members):
         return False
     return len(members) <= 2 or wick.integrable([wick.Factor(m.side, m.nodes[0], m.what) for m in members], cov)
+
+
+def _closed(members: list[_Item]) -> bool:
+    """Two functions of one Gaussian whose expectation has a closed form, where that of their product has none."""
+    if len(members) != 2 or members[0].nodes[0] is not members[1].nodes[0]:
+        return False
+    f, g = (m.what for m in members)
+    if isinstance(f, Generic) or isinstance(g, Generic) or not closed.has_closed_form(f, g):
+        return False
+    return isinstance(atom_product(f, g)[1], Generic)
 
 
 def _group(gram: Any, factors: list[wick.Factor], cov: Any) -> Any:
