@@ -8,7 +8,9 @@ v = (c / s1) z + s y with s^2 = det / q1, and z, y standard normal and independe
   exponentially (every doubling of the points squares the error) and 24 or 48 points an axis are enough;
 - *panels*: [-L, L] is cut where f or g has a kink or a jump, where that of g is felt by u, and at u = 0 and
   v = 0, where activations vary on a scale of one even if the Gaussian is a thousand wide. Each panel has the
-  tanh-sinh rule (Takahasi & Mori 1974), whose points crowd the ends of the panel and resolve there every scale.
+  tanh-sinh rule.
+
+The points are tables (`nodes.py`).
 
 Points are doubled until two estimates agree, in a `while_loop` whose body is compiled once. Derivatives do
 not go through it. They are expectations again, by Price's theorem (1958): d/dc E[f g] = E[f' g']; a value and its
@@ -25,65 +27,24 @@ from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from anywidth.expect.nodes import PANELS, TRAPEZOID, counts, knots_of, normal_table, on_panels, rows
 from anywidth.expect.numerics import gram_det, is_zero, safe_recip, safe_rsqrt, safe_sqrt
 
 _CHUNK = 12  # inner points evaluated at once; every number of points is a multiple of it
-_TRAPEZOID, _PANELS = (24, 96), (24, 384)  # points per axis or panel: first try and last
-
-
-def _reach(dtype):
-    """Where a Gaussian is cut, in standard deviations, and the range of t in the tanh-sinh rule."""
-    return (6.5, 2.6) if dtype == jnp.float32 else (8.5, 3.1)
+_SIZED = 48  # points per panel that tell the size of a function
 
 
 def _tolerance(rtol, dtype):
     return rtol if rtol is not None else 1e-6 if dtype == jnp.float32 else 1e-9
 
 
-def _density(z):
-    return jnp.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-
-
-def _knots(points, shape, dtype):
-    """The ends of the panels, sorted along a leading axis: -L, L and the points between them."""
-    reach = _reach(dtype)[0]
-    ends = [jnp.full(shape, x, dtype) for x in (-reach, reach)]
-    return jnp.sort(jnp.stack(ends + [jnp.clip(p, -reach, reach) for p in points]), axis=0)
-
-
-def _nodes(knots, j, n):
-    """Points and weights number j of n: arrays (len(j), panels, *shape), the weights with the normal density.
-
-    ``knots`` None is the trapezoid rule on all of [-L, L], its arrays of shape (len(j), 1).
-    """
-    reach, span = _reach(n.dtype)
-    step = 2 / n
-    t = (j.astype(n.dtype) + 0.5) * step - 1
-    if knots is None:
-        z = (t * reach)[:, None]
-        return z, reach * step * _density(z)
-    t = t * span
-    left = jax.nn.sigmoid(math.pi * jnp.sinh(t))  # in (0, 1); 1 - left without cancellation is the mirror image
-    right = jax.nn.sigmoid(-math.pi * jnp.sinh(t))
-    rate = span * step * math.pi * jnp.cosh(t) * left * right
-    expand = lambda x: x.reshape(x.shape + (1,) * knots.ndim)
-    low, width = knots[:-1], knots[1:] - knots[:-1]
-    # From the nearer end, so that a kink is approached from one side only.
-    z = jnp.where(expand(t) < 0, low + expand(left) * width, knots[1:] - expand(right) * width)
-    return z, expand(rate) * width * _density(z)
-
-
 def _as_standard(points, scale):
     """Locations as multiples of a standard deviation that may be zero (then: out of the way)."""
-    return [p / jnp.where(scale > 0, scale, jnp.inf) for p in points]
-
-
-def _flat(x, shape):
-    return jnp.broadcast_to(x.reshape(x.shape[:2] + (x.shape[2:] or (1,) * len(shape))), x.shape[:2] + shape).reshape(
-        (-1, *shape)
-    )
+    away = jnp.where(scale > 0, scale, jnp.inf)
+    return [p / away for p in points]
 
 
 def _stack(functions, u, coefs):
@@ -91,50 +52,100 @@ def _stack(functions, u, coefs):
     return jnp.stack([f(u, *coefs) for f in functions], axis=1)
 
 
-def _single(fs, coefs, q, breaks, panels, n):
-    """E[f(u)] of each of the functions with n points (a traced float)."""
+def _weighted(w, values):
+    return (w[:, None] * values).sum(0)
+
+
+def _merge(x):
+    """The points of all panels along one axis."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _broken(fs, coefs, q, breaks):
+    """n -> E[f(u)] of each of the functions, by panels of n points between their breaks."""
     s = safe_sqrt(q)
-    knots = _knots(_as_standard([jnp.zeros_like(q), *breaks], s), q.shape, q.dtype) if panels else None
+    knots = knots_of(_as_standard([jnp.zeros_like(q), *breaks], s), q.shape, q.dtype)
 
-    def chunk(i, total):
-        z, w = _nodes(knots, i * _CHUNK + jnp.arange(_CHUNK), n)
-        z, w = _flat(z, q.shape), _flat(w, q.shape)
-        return total + (w[:, None] * _stack(fs, s * z, coefs)).sum(0)
+    def estimate(n):
+        def chunk(i, total):
+            z, w = on_panels(knots[:-1], knots[1:], n - PANELS[0] + i * _CHUNK, _CHUNK)
+            return total + _weighted(_merge(w), _stack(fs, s * _merge(z), coefs))
 
-    return lax.fori_loop(0, n.astype(int) // _CHUNK, chunk, jnp.zeros((len(fs), *q.shape), q.dtype))
+        return lax.fori_loop(0, n // _CHUNK, chunk, jnp.zeros((len(fs), *q.shape), q.dtype))
+
+    return estimate
 
 
-def _double(fs, f_coefs, gs, g_coefs, q1, q2, c, f_breaks, g_breaks, panels, n):
-    """E[f(u) g(v)] of each pair of functions with n points an axis and panel (a traced float)."""
-    shape, count = q1.shape, n.astype(int)
+def _size(sides):
+    """E[f(u)] of functions f >= 0 to some digits, and whether the trapezoid rule sees them at all; or None.
+
+    Between two of its points a bump under a wide Gaussian would go unnoticed, however often they are doubled.
+    `sides` are functions, coefficients, variances and breaks.
+    """
+    smooth = [side for side in sides if not side[3]]
+    found = {id(side): (_broken(*side)(_SIZED), None) for side in sides if side[3]}
+    if smooth:
+        table = normal_table(np.dtype(smooth[0][2].dtype))
+        trapezoid, panels = TRAPEZOID[1], 2 * _SIZED
+        starts = trapezoid - TRAPEZOID[0], 2 * trapezoid - TRAPEZOID[0] + 2 * (_SIZED - PANELS[0])
+        assert trapezoid == panels
+
+        def chunk(i, totals):
+            out = []
+            for (fs, coefs, q, _), total in zip(smooth, totals, strict=True):
+                parts = [rows(table, start + i * _CHUNK, _CHUNK, q.ndim + 1) for start in starts]
+                (z, w), (y, v) = parts
+                values = _stack(fs, safe_sqrt(q) * jnp.concatenate([z, y]), coefs)
+                out.append((total[0] + _weighted(w, values[:_CHUNK]), total[1] + _weighted(v, values[_CHUNK:])))
+            return out
+
+        none = [(jnp.zeros((len(fs), *q.shape), q.dtype),) * 2 for fs, _, q, _ in smooth]
+        for side, (seen, whole) in zip(smooth, lax.fori_loop(0, panels // _CHUNK, chunk, none), strict=True):
+            found[id(side)] = whole, jnp.all(jnp.abs(seen - whole) <= 1e-2 * whole)
+    return [found[id(side)] for side in sides]
+
+
+def _double(fs, f_coefs, gs, g_coefs, q1, q2, c, f_breaks, g_breaks, panels):
+    """n -> E[f(u) g(v)] of each pair of functions with n points an axis and panel."""
+    shape, dtype = q1.shape, np.dtype(q1.dtype)
     s1 = safe_sqrt(q1)
     slope = c * safe_rsqrt(q1)
     inverse = safe_recip(q1)
     s = safe_sqrt(jnp.where(inverse > 0, gram_det(q1, q2, c) * inverse, q2))
-    zero = jnp.zeros_like(q1)
-    none = jnp.zeros((len(fs), *shape), q1.dtype)
+    none = jnp.zeros((len(fs), *shape), dtype)
+    table = normal_table(dtype)
     knots = None
     if panels:
+        zero = jnp.zeros_like(q1)
         felt = [jnp.sign(slope) * p for p in _as_standard(g_breaks, jnp.abs(slope))]
-        knots = _knots(_as_standard([zero, *f_breaks], s1) + felt, shape, q1.dtype)
+        knots = knots_of(_as_standard([zero, *f_breaks], s1) + felt, shape, dtype)
     pieces = 1 if knots is None else knots.shape[0] - 1
 
-    def outer(i, total):
-        z, w = (jnp.broadcast_to(x[0, i % pieces], shape) for x in _nodes(knots, (i // pieces)[None], n))
-        centre = slope * z
-        inner_knots = (
-            _knots(_as_standard([p - centre for p in (zero, *g_breaks)], s), shape, q1.dtype) if panels else None
-        )
+    def estimate(n):
+        def outer(i, total):
+            if knots is None:
+                z, w = rows(table, n - TRAPEZOID[0] + i, 1, len(shape) + 1)
+            else:
+                low, high = lax.dynamic_slice_in_dim(knots, i % pieces, 2, allow_negative_indices=False)
+                z, w = on_panels(low, high, n - PANELS[0] + i // pieces, 1)
+            z, w = z[0], w[0]
+            centre = slope * z
+            if panels:
+                ends = knots_of(_as_standard([p - centre for p in (zero, *g_breaks)], s), shape, dtype)
 
-        def chunk(i, total):
-            y, wy = _nodes(inner_knots, i * _CHUNK + jnp.arange(_CHUNK), n)
-            y, wy = _flat(y, shape), _flat(wy, shape)
-            return total + (wy[:, None] * _stack(gs, centre + s * y, g_coefs)).sum(0)
+            def chunk(i, total):
+                if panels:
+                    y, wy = map(_merge, on_panels(ends[:-1], ends[1:], n - PANELS[0] + i * _CHUNK, _CHUNK))
+                else:
+                    y, wy = rows(table, n - TRAPEZOID[0] + i * _CHUNK, _CHUNK, len(shape) + 1)
+                return total + _weighted(wy, _stack(gs, centre + s * y, g_coefs))
 
-        given = lax.fori_loop(0, count // _CHUNK, chunk, none)
-        return total + w * _stack(fs, (s1 * z)[None], f_coefs)[0] * given
+            given = lax.fori_loop(0, n // _CHUNK, chunk, none)
+            return total + w * _stack(fs, (s1 * z)[None], f_coefs)[0] * given
 
-    return lax.fori_loop(0, count * pieces, outer, none)
+        return lax.fori_loop(0, n * pieces, outer, none)
+
+    return estimate
 
 
 def _refine(estimate, state, rule, scale, tol, trust):
@@ -150,30 +161,37 @@ def _refine(estimate, state, rule, scale, tol, trust):
     def step(state):
         n, old, _ = state
         new = estimate(n)
-        return 2 * n, new, (n > first) & jnp.all(jnp.abs(new - old) <= math.sqrt(tol) / 3 * scale)
+        return 2 * n, new, (n > first) & _agree(new, old, scale, tol)
 
-    start = jnp.where(trust, jnp.asarray(first, scale.dtype), 2 * last)
+    start = jnp.where(trust, first, 2 * last)
     return lax.while_loop(lambda s: ~s[2] & (s[0] <= last), step, (start, *state))[1:]
 
 
-def _adapt(estimate, scale, trust, tol):
-    """The trapezoid rule where ``trust`` (None: never, and it is not compiled), then panels unless that was good."""
-    state = jnp.zeros_like(scale), jnp.asarray(False)
-    if trust is not None:
-        state = _refine(partial(estimate, False), state, _TRAPEZOID, scale, tol, trust)
-    return _refine(partial(estimate, True), state, _PANELS, scale, tol, jnp.asarray(True))[0]
+def _agree(new, old, scale, tol):
+    return jnp.all(jnp.abs(new - old) <= math.sqrt(tol) / 3 * scale)
 
 
-def _size(fs, coefs, q, breaks):
-    """E[f(u)] of functions f >= 0 to some digits, and whether the trapezoid rule sees them at all.
+def _smooth(fs, tol, coefs, q, scale, trust):
+    """E[f(u)] of functions without breaks: both rules as those of `_refine`, in one loop, as they are one table."""
+    s, table = safe_sqrt(q), normal_table(np.dtype(q.dtype))
+    sizes = np.array(counts(TRAPEZOID) + [2 * n for n in counts(PANELS)])
+    starts = np.cumsum(sizes) - sizes
+    first = len(counts(TRAPEZOID))
+    none = jnp.zeros((len(fs), *q.shape), q.dtype)
 
-    Between two of its points a bump under a wide Gaussian would go unnoticed, however often they are doubled.
-    """
-    whole = _single(fs, coefs, q, breaks, True, jnp.asarray(48, q.dtype))
-    if breaks:
-        return whole, None
-    seen = _single(fs, coefs, q, breaks, False, jnp.asarray(_TRAPEZOID[1], q.dtype))
-    return whole, jnp.all(jnp.abs(seen - whole) <= 1e-2 * whole)
+    def step(state):
+        k, old, _ = state
+        at = lambda x: rows((x,), k, 1, 1)[0][0]
+
+        def chunk(i, total):
+            z, w = rows(table, at(starts) + i * _CHUNK, _CHUNK, q.ndim + 1)
+            return total + _weighted(w, _stack(fs, s * z, coefs))
+
+        new = lax.fori_loop(0, at(sizes // _CHUNK), chunk, none)
+        return k + 1, new, (k != 0) & (k != first) & _agree(new, old, scale, tol)
+
+    start = jnp.where(trust, 0, first), none, jnp.asarray(False)
+    return lax.while_loop(lambda s: ~s[2] & (s[0] < len(sizes)), step, start)[1]
 
 
 @lru_cache(1024)
@@ -221,8 +239,16 @@ def _absolute(f):
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _means(fs, tol, coefs, q, breaks):
     """E[f(u)] of each of the functions, along a leading axis."""
-    scale, trust = _size([_absolute(f) for f in fs], coefs, q, breaks)
-    return _adapt(lambda panels, n: _single(fs, coefs, q, breaks, panels, n), scale, trust, tol)
+    return _mean_integrated(fs, tol, coefs, q, breaks)
+
+
+@partial(jax.jit, static_argnums=(0, 1))  # traced once for the same functions and shapes
+def _mean_integrated(fs, tol, coefs, q, breaks):
+    ((scale, trust),) = _size([([_absolute(f) for f in fs], coefs, q, breaks)])
+    if trust is not None:
+        return _smooth(fs, tol, coefs, q, scale, trust)
+    state = jnp.zeros_like(scale), jnp.asarray(False)
+    return _refine(_broken(fs, coefs, q, breaks), state, PANELS, scale, tol, True)[0]
 
 
 class _Wanted:
@@ -301,14 +327,18 @@ def _pairs(fgs, tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks):
     return _integrated(fgs, tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks)
 
 
-@partial(jax.jit, static_argnums=(0, 1))  # traced once for the same functions and shapes
+@partial(jax.jit, static_argnums=(0, 1))
 def _integrated(fgs, tol, f_coefs, g_coefs, q1, q2, c, f_breaks, g_breaks):
     fs, gs = zip(*fgs, strict=True)
-    f2, trust_f = _size([_square(f) for f in fs], f_coefs, q1, f_breaks)
-    g2, trust_g = _size([_square(g) for g in gs], g_coefs, q2, g_breaks)
-    trust = None if trust_f is None or trust_g is None else trust_f & trust_g
-    estimate = lambda panels, n: _double(fs, f_coefs, gs, g_coefs, q1, q2, c, f_breaks, g_breaks, panels, n)
-    return _adapt(estimate, jnp.sqrt(f2) * jnp.sqrt(g2), trust, tol)
+    (f2, trust_f), (g2, trust_g) = _size(
+        [([_square(f) for f in fs], f_coefs, q1, f_breaks), ([_square(g) for g in gs], g_coefs, q2, g_breaks)]
+    )
+    scale = jnp.sqrt(f2) * jnp.sqrt(g2)
+    double = partial(_double, fs, f_coefs, gs, g_coefs, q1, q2, c, f_breaks, g_breaks)
+    state = jnp.zeros_like(scale), jnp.asarray(False)
+    if trust_f is not None and trust_g is not None:
+        state = _refine(double(False), state, TRAPEZOID, scale, tol, trust_f & trust_g)
+    return _refine(double(True), state, PANELS, scale, tol, True)[0]
 
 
 @partial(_pairs.defjvp, symbolic_zeros=True)
