@@ -155,10 +155,7 @@ class _Term:
             members = [items[i] for i in group]
             between = _between(cov, group)
             # what is sampled for two examples is sampled for one of them as well: see `sampled.py`
-            if not _integrable(members, between) or _closed(members):
-                merged = members
-            else:
-                merged = self._merged(members)
+            merged = self._merged(members) if _integrable(members, between) and not _closed(members) else members
             if len(merged) < len(members):
                 members, between = merged, _between(self._dependences(merged), range(len(merged)))
             self.groups.append((members, between))
