@@ -1258,6 +1258,7 @@ def linear_attention():
     return init, apply
 
 
+import architectures  # noqa: E402, F401
 import made  # noqa: E402, F401
 import many_heads  # noqa: E402, F401
 import several  # noqa: E402, F401

@@ -35,7 +35,11 @@ QUICK = ((64, 256), (800, 200))  # for those of `strangers.py`
 SETTINGS |= {c.name: ((64, 256), (800, 240)) for c in networks.with_kind("several")}
 SETTINGS |= {c.name: ((16, 48), (1200, 400)) for c in networks.with_kind("heads")}  # of as many heads
 SETTINGS |= {"heads_with_positions": ((12, 24), (1200, 200)), "rotary_embeddings_of_few_frequencies": QUICK}
-SETTINGS |= {c.name: ((48, 144), (800, 400)) for c in networks.CASES if c.net.apply.__module__ == "made"}
+SETTINGS |= {
+    c.name: ((48, 144), (800, 400))
+    for c in networks.CASES
+    if c.net.apply.__module__ in ("made", "architectures") and "heads" not in c.kinds
+}
 CHUNK = 2**23  # parameters in flight
 CACHE = pathlib.Path(__file__).parent / "oracle_cache"
 

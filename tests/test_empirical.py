@@ -154,6 +154,42 @@ def test_no_gradient_of_a_matrix_is_formed():
     assert program.memory_analysis().temp_size_in_bytes < 4 * 1000**2 / 4
 
 
+def convolutions(classes):
+    def init(n):
+        return {"A": Normal((3, 3, 3, n)), "B": Normal((3, 3, n, n)), "v": Normal((n, classes))}
+
+    def apply(p, x):
+        for k in "AB":
+            (x,) = jax.lax.conv_general_dilated(
+                x[None], p[k], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            x = jax.nn.relu(x / jnp.sqrt(9 * x.shape[-1]))
+        return x.mean((0, 1)) @ p["v"]
+
+    return Network(init, apply)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "n", "method"),
+    [
+        (zoo.mlp(50, 2, classes=300), (50,), 256, "auto"),
+        (zoo.mlp(50, 2, classes=20), (50,), 256, "jacobian"),
+        (convolutions(60), (8, 8, 3), 16, "auto"),
+    ],
+)
+@pytest.mark.parametrize(("axes", "budgets"), [((), (2, 8, 64)), (-1, (8,))])
+def test_what_a_pair_holds_is_within_the_budget(net, shape, n, method, axes, budgets):
+    """The compiled programs' own account, in float32, and more memory is used where there is more."""
+    spec = jax.eval_shape(lambda k: net.sample(k, n, jnp.float32), jax.random.key(0))
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    held = []
+    for budget in budgets:
+        function = aw.empirical_ntk(net, trace_axes=axes, method=method, memory=f"{budget} MiB")
+        held.append(jax.jit(function).lower(spec, x, x).compile().memory_analysis().temp_size_in_bytes / 2**20)
+    assert all(a <= b for a, b in zip(held, budgets, strict=True)), held
+    assert held == sorted(held), held
+
+
 def test_gram_compiles_once_for_all_draws():
     net, _, x, _ = setting("mlp")
     X, traced, counts = jnp.stack([x, 2 * x, -x]), [], 0

@@ -27,6 +27,8 @@ LONG = {
     "rnn_stacked_in_one_scan", "rnn_two_scans", "same_matrix_in_every_layer", "transformer_shared_qk_causal",
     "universal_transformer", "rnn_last_state_relu", "rows_replaced_with_at_set", "library_dot_product_attention",
     "cross_attention_shared_embedding", "nonlinearity_after_the_residual",
+    "squeeze_and_excite", "wavenet", "graph_attention_of_many_heads", "deep_sets", "radiance_field", "unet_on_a_line",
+    "set_transformer_pooling", "mixer_with_weights_per_channel",
     "kernel_regression_inside", "rnn_residual_every_state", "rnn_python_loop",
 }  # fmt: skip
 

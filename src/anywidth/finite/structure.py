@@ -25,7 +25,7 @@ import numpy as np
 
 from anywidth import _compat
 
-__all__ = ["Structure", "Taps", "flops", "footprint", "product", "product_flops"]
+__all__ = ["Structure", "Taps", "flops", "footprint", "product", "product_flops", "product_held", "working"]
 
 # What leaves the inner product of two gradients alone, up to a number.
 _VIEWS = {"transpose", "reshape", "squeeze", "expand_dims", "copy", "copy_p", "rev"}
@@ -193,6 +193,18 @@ def product_flops(sizes: Sequence[int], t: int, u: int, copies: int, s: int, r: 
     )
 
 
+def product_held(sizes: Sequence[int], t: int, u: int, copies: int, s: int, r: int) -> int:
+    """Numbers that the cheapest of those ways holds beside its operands."""
+    b, _, i, o = sizes
+    costs = product_flops(sizes, t, u, copies, s, r)
+    held = (
+        b * t * u * (1 + s * r if b * t * u > 1 else 1),
+        b * (t * u + copies * r * t * o),
+        copies * (s + r) * b * i * o,
+    )
+    return held[0 if t * u == 1 else costs.index(min(costs))]
+
+
 def product(x: Taps, y: Taps) -> Any:
     """The sum over copies of the products of two parameters' gradients, of shape (S, S'), by the cheapest way."""
     b, t, i = x.h.shape
@@ -349,6 +361,24 @@ def footprint(jaxpr: Any) -> int:
             total += sum(footprint(j) for j in inner) * eqn.params.get("length", 1)
         total += sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in eqn.outvars)
     return total
+
+
+def working(jaxpr: Any) -> int:
+    """Bytes of the largest set of results that are alive at once: what their cotangents take in a reverse pass."""
+    eqns = _compat.open_jaxpr(jaxpr)[0].eqns
+    last = {v: i for i, eqn in enumerate(eqns) for v in eqn.invars if not isinstance(v, _compat.Literal)}
+    last |= {v: len(eqns) for v in _compat.open_jaxpr(jaxpr)[0].outvars if not isinstance(v, _compat.Literal)}
+    ending: dict[int, int] = {}
+    alive = peak = 0
+    for i, eqn in enumerate(eqns):
+        for v in eqn.outvars:
+            size = math.prod(v.aval.shape) * v.aval.dtype.itemsize
+            alive += size
+            end = max(last.get(v, i), i)
+            ending[end] = ending.get(end, 0) + size
+        peak = max(peak, alive + max((working(j) for j in _inner(eqn)), default=0))
+        alive -= ending.pop(i, 0)
+    return peak
 
 
 def _inner(eqn: Any) -> list[Any]:
