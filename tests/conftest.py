@@ -9,6 +9,21 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 
 
+# Tests of what the engine makes of a network: to compile it takes most of their time, and a third of that is LLVM's
+# optimisation, which they do without. What is compared to its last digits or between processes, and what takes long to
+# run, is compiled as users compile it, and so is the README.
+QUICKLY = {
+    "test_empirical", "test_explain", "test_finite", "test_gram_pairs", "test_heads", "test_howto", "test_loops",
+    "test_modules", "test_neural_tangents", "test_notebooks", "test_rates", "test_recursions", "test_reference",
+    "test_refused", "test_simulation", "test_sklearn", "test_windows", "test_zoo_images", "test_zoo_layout",
+}  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    jax.config.update("jax_disable_most_optimizations", item.path.stem in QUICKLY)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
     """What several tests compile is compiled once in a run, whichever process runs them."""
