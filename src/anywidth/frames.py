@@ -139,6 +139,12 @@ def carry_view(x: Node) -> tuple[Carry, tuple[Any, ...]]:
     return x, tuple(range(x.rank))
 
 
+def ask_of(x: Node) -> Ask:
+    """The request for (a view of) a carry."""
+    carry, entries = carry_view(x)
+    return Ask(carry.loop, carry.number, ViewMap(x.rank, entries[1:]))
+
+
 def shifted(rank: int) -> ViewMap:
     """The view that leaves room for a new first axis."""
     return ViewMap(rank + 1, tuple(range(1, rank + 1)))

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from anywidth.errors import NeedsUnroll
-from anywidth.frames import Ask, carry_view
+from anywidth.frames import Ask, Frame, ask_of, carry_view
+from anywidth import sweeps
 from anywidth.inner import ZERO, Gram
 from anywidth.kets import Carry, Node, Pointwise, Product, View
 from anywidth.recursions import chain, table
@@ -28,6 +29,8 @@ def lookup(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
     if gram.parent is None:
         return _solved(gram, x, y, eps)
     frame = gram.frames[-1]
+    if not isinstance(frame, Frame) or isinstance(frame, sweeps.Sweep):
+        return frame.lookup(gram, x, y, eps)
     graph = gram.graph
     y_carry = isinstance(y, Carry) or (isinstance(y, View) and isinstance(y.operand, Carry))
     side = frame.side(x)
@@ -36,7 +39,7 @@ def lookup(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
     if y_carry and side is not None and frame.side(y) is not None:
         if side == "right" and frame.side(y) == "left":
             x, y = y, x
-        ask, other = _ask(x), _ask(y)
+        ask, other = ask_of(x), ask_of(y)
         key: Hashable = (ask.key(graph), other.key(graph), eps)
         frame.asked[key] = (ask, other, eps)
         return frame.state.get(key, ZERO)
@@ -58,17 +61,11 @@ def lookup(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
         own = gram(x, one)
         return ZERO if own is ZERO else own * mean
     if (frame.right is None or frame.first) and not y.local:
-        ask = _ask(x)
+        ask = ask_of(x)
         key = (ask.key(graph), y, eps)
         frame.asked[key] = (ask, y, eps)
         return frame.state.get(key, ZERO)
     raise NeedsUnroll("the next carry needs more than the inner products of the carries before it")
-
-
-def _ask(x: Node) -> Ask:
-    carry, entries = carry_view(x)
-    rank = x.rank
-    return Ask(carry.loop, carry.number, ViewMap(rank, entries[1:]))
 
 
 def outputs(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
@@ -104,6 +101,30 @@ def _solved(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
     carry, entries = carry_view(x)
     if not carry.loop.ready:
         raise NeedsUnroll("a carry is used before its loop is known")
+    y_is_carry = isinstance(y, Carry) or (isinstance(y, View) and isinstance(y.operand, Carry))
+    closed = gram.solved.setdefault((id(carry.loop), id(carry_view(y)[0].loop) if y_is_carry else None, "closed"), {})
+    if closed.get("closed", True):
+        try:
+            return _closed(gram, x, y, eps)
+        except NeedsUnroll:
+            closed["closed"] = False
+    # a part of the state is kept from step to step
+    rank = x.rank
+    left = ask_of(x)
+    t = _steps(entries[0], rank, carry.loop.length)
+    if not y_is_carry:
+        value = sweeps.column(gram, y, left, eps)
+        return value if value is ZERO else _read(value, [t], [entries[0]], rank)
+    other, f = carry_view(y)
+    value = sweeps.table(gram, left, ask_of(y), eps)
+    if value is ZERO:
+        return ZERO
+    value = jnp.squeeze(value, 2) if value.ndim == rank + 3 else value
+    return _read(value, [t, _steps(f[0], rank, other.loop.length)], [entries[0], f[0]], rank)
+
+
+def _closed(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
+    carry, entries = carry_view(x)
     rank = x.rank
     left = Ask(carry.loop, carry.number, ViewMap(rank, entries[1:]))
     y_is_carry = isinstance(y, Carry) or (isinstance(y, View) and isinstance(y.operand, Carry))

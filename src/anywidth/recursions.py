@@ -132,13 +132,13 @@ def chain(gram: Gram, left: Ask, right: Any, at: tuple[int, int], count: int, ep
 
     def init(request: tuple[Ask, Any, bool]) -> Any:
         a, b, e = request
-        x = _at(g, a, at[0])
-        return gram(x, _at(g, b, at[1]) if isinstance(b, Ask) else b, e)
+        x = at_step(g, a, at[0])
+        return gram(x, at_step(g, b, at[1]) if isinstance(b, Ask) else b, e)
 
     def advance(child: Gram, f: Frame, request: tuple[Ask, Any, bool]) -> Any:
         a, b, e = request
-        x = _next(g, a, f.dyn_left)
-        return child(x, _next(g, b, f.dyn_right) if isinstance(b, Ask) else b, e)
+        x = after_step(g, a, f.dyn_left)
+        return child(x, after_step(g, b, f.dyn_right) if isinstance(b, Ask) else b, e)
 
     found = iterate(gram, Solve(frame, init, advance), {key: (left, right, eps)}, count)
     found.setdefault(key, ZERO)
@@ -147,7 +147,7 @@ def chain(gram: Gram, left: Ask, right: Any, at: tuple[int, int], count: int, ep
     return found[key]
 
 
-def _at(g: Graph, a: Ask, t: int) -> Node:
+def at_step(g: Graph, a: Ask, t: int) -> Node:
     """The carry at a fixed step."""
     if t == 0:
         return g.view(a.loop.inits[a.number], a.view)
@@ -155,8 +155,15 @@ def _at(g: Graph, a: Ask, t: int) -> Node:
     return g.view(a.loop.carries[a.number], ViewMap(a.view.rank, (e, *a.view.entries)))
 
 
-def _next(g: Graph, a: Ask, step: Any) -> Node:
+def after_step(g: Graph, a: Ask, step: Any) -> Node:
+    """The carry after a step."""
     return g.view(a.loop.nexts[a.number], ViewMap(a.view.rank, (step, *a.view.entries)))
+
+
+def along_rows(g: Graph, a: Ask) -> Ask:
+    """The request with one more axis, 0, for the steps of the right loop."""
+    behind = shifted(a.view.rank)
+    return Ask(a.loop, a.number, ViewMap(behind.rank, tuple(g._through(e, behind) for e in a.view.entries)))
 
 
 def table(gram: Gram, left: Ask, right: Ask, eps: bool, after: bool = False) -> Any:
@@ -168,12 +175,7 @@ def table(gram: Gram, left: Ask, right: Ask, eps: bool, after: bool = False) -> 
     place = (id(left.loop), id(right.loop), "after" if after else "table")
     known = gram.solved.setdefault(place, {})
 
-    # inside, axis 0 runs over s
-    def inner(a: Ask) -> Ask:
-        behind = shifted(a.view.rank)
-        return Ask(a.loop, a.number, ViewMap(behind.rank, tuple(g._through(e, behind) for e in a.view.entries)))
-
-    left, right = inner(left), inner(right)
+    left, right = along_rows(g, left), along_rows(g, right)
     key = (left.key(g), right.key(g), eps)
     if key in known:
         return known[key]
@@ -185,12 +187,12 @@ def table(gram: Gram, left: Ask, right: Ask, eps: bool, after: bool = False) -> 
     def init(request: tuple[Ask, Any, bool]) -> Any:
         a, b, e = request
         node = b.loop.carries[b.number]
-        value = gram(_at(g, a, 0), g.view(node, ViewMap(b.view.rank, (0, *b.view.entries))), e)
+        value = gram(at_step(g, a, 0), g.view(node, ViewMap(b.view.rank, (0, *b.view.entries))), e)
         return value if value is ZERO else jnp.broadcast_to(value, (S, *value.shape[1:]))
 
     def advance(child: Gram, f: Frame, request: tuple[Ask, Any, bool]) -> Any:
         a, b, e = request
-        value = child(_next(g, a, f.dyn_left), _next(g, b, 0), e)
+        value = child(after_step(g, a, f.dyn_left), after_step(g, b, 0), e)
         return value if value is ZERO else jnp.broadcast_to(value, (S, *value.shape[1:]))
 
     edges: dict[Hashable, Any] = {}
@@ -203,7 +205,7 @@ def table(gram: Gram, left: Ask, right: Ask, eps: bool, after: bool = False) -> 
             node = a.loop.carries[a.number]
             rank = a.view.rank
             view = ViewMap(rank + 1, (rank, *(g._through(x, expand(rank, 1)) for x in a.view.entries)))
-            start = g.view(_at(g, b, 0), expand(rank, 1))
+            start = g.view(at_step(g, b, 0), expand(rank, 1))
             edges[at] = gram(g.view(node, view), start, e)
         return edges[at]
 
