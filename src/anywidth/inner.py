@@ -124,16 +124,17 @@ class Gram:
             if carried is not None:
                 return carried
         pair = ((a, b), (b, a))
+        if self.parent is not None:  # a view of the other side can still be taken out of the loop
+            for x, y in pair:
+                if isinstance(x, Sum):
+                    return self.terms(x, y, eps)
         for x, y in pair:
             if isinstance(x, View) and not isinstance(x.operand, Carry):
                 read = self.read(x, y, eps, 0, ())
                 return self(self.graph.push(x), y, eps) if read is None else read
         for x, y in pair:
             if isinstance(x, Sum):
-                total: Any = ZERO
-                for coef, term in x.terms:
-                    total = add(total, scaled(coef, self(term, y, eps)))
-                return total
+                return self.terms(x, y, eps)
         for x, y in pair:
             if isinstance(x, Contract):
                 return self.contracted(x, y, eps)
@@ -155,6 +156,13 @@ class Gram:
 
                 return loops.lookup(self, x, y, eps)
         return choose.expectation(self, a, b, eps)
+
+    def terms(self, x: Sum, y: Node, eps: bool) -> Any:
+        """The inner product with a sum."""
+        total: Any = ZERO
+        for coef, term in x.terms:
+            total = add(total, scaled(coef, self(term, y, eps)))
+        return total
 
     def mean(self, a: Node) -> Any:
         """E[Z^a], of the shape of a."""

@@ -170,13 +170,15 @@ class Graph:
 
     def _make(self, cls: type, key: Hashable, children: Sequence[Node], **fields: Any) -> Any:
         key = (cls, key)
-        if key in self.table:
+        local = fields.pop("local", any(c.local for c in children) or self.local > 0)
+        # made while a step was running, a node counts as that step's until it is made outside
+        if key in self.table and (local or not self.table[key].local):
             return self.table[key]
         known = {
             "leaves": frozenset().union(*(c.leaves for c in children)),
             "loops": frozenset().union(*(c.loops for c in children)),
             "levels": frozenset().union(*(c.levels for c in children)),
-            "local": any(c.local for c in children) or self.local > 0,
+            "local": local,
             "gaussian": False,
         }
         node = cls(**(known | fields))

@@ -15,13 +15,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from anywidth import sweeps
 from anywidth.errors import NeedsUnroll
 from anywidth.frames import Ask, Frame, ask_of, carry_view
-from anywidth import sweeps
 from anywidth.inner import ZERO, Gram
 from anywidth.kets import Carry, Node, Pointwise, Product, View
 from anywidth.recursions import chain, table
 from anywidth.views import Index, ViewMap
+
+_SHORT = 4  # steps up to which a loop that keeps a part of its state is a smaller program when written out
 
 
 def lookup(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
@@ -110,6 +112,8 @@ def _solved(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
             closed["closed"] = False
     # a part of the state is kept from step to step
     rank = x.rank
+    if carry.loop.length <= _SHORT:
+        raise NeedsUnroll("a short loop keeps a part of its state")
     left = ask_of(x)
     t = _steps(entries[0], rank, carry.loop.length)
     if not y_is_carry:

@@ -211,6 +211,10 @@ class Body:
         return x.with_view(self.graph, ViewMap(x.rank - 1, tuple(entries)), layout)
 
     def _standard(self, v: Value) -> Value:
+        from anywidth.rules import pieces
+
+        if isinstance(v, Cat) and isinstance(v.shape[v.axis], int):
+            v = pieces.as_one(self.it, v)
         if isinstance(v, Mat | Cat | Operator):
             raise NeedsUnroll("a parameter or a concatenation leaves the loop's body")
         if isinstance(v, Det) and any(map(is_wide, v.shape)):
