@@ -116,7 +116,7 @@ class Sweep(Frame):
         a, b = ask_of(x), ask_of(y)
         if side == y_side == "right":
             key: Hashable = ("diagonal", *_key(g, a, b, eps))
-            self.asked[key] = _Diagonal(a, b, eps)
+            self.asked[key] = (a, _Same(b), eps)
             return self.state.get(key, ZERO)
         key = _key(g, a, b, eps)
         self.asked[key] = (a, b, eps)
@@ -132,12 +132,15 @@ class Sweep(Frame):
 
 
 @dataclass(frozen=True, eq=False)
-class _Diagonal:
-    """A request for <Carry[s], Carry[s]>, s <= t."""
+class _Same:
+    """The right side of a request for <Carry[s], Carry'[s]>, s <= t."""
 
-    a: Ask
-    b: Ask
-    eps: bool
+    ask: Ask
+
+
+def _sides(request: tuple[Ask, Any, bool]) -> tuple[Ask, Ask, bool]:
+    a, b, eps = request
+    return a, b.ask if isinstance(b, _Same) else b, eps
 
 
 def _is_diagonal(key: Hashable) -> bool:
@@ -159,7 +162,7 @@ def _rows(gram: Gram, left: Loop, right: Loop) -> Solve:
         return value if value is ZERO else jnp.zeros((S, *value.shape[1:]), value.dtype).at[:1].set(value)
 
     def init(request: Any) -> Any:
-        a, b, eps = (request.a, request.b, request.eps) if isinstance(request, _Diagonal) else request
+        a, b, eps = _sides(request)
         if own:
             value = gram(at_step(g, a, 0), at_step(g, b, 0), eps)
             return first(value if value is ZERO else jnp.asarray(value))
@@ -167,8 +170,8 @@ def _rows(gram: Gram, left: Loop, right: Loop) -> Solve:
         return value if value is ZERO else jnp.broadcast_to(value, (S, *value.shape[1:]))
 
     def advance(child: Gram, f: Sweep, request: Any) -> Any:
-        diagonal = isinstance(request, _Diagonal)
-        a, b, eps = (request.a, request.b, request.eps) if diagonal else request
+        a, b, eps = _sides(request)
+        diagonal = isinstance(request[1], _Same)
         lock: Any = ZERO
         if own:
             lock = child(after_step(g, a, f.dyn_left), after_step(g, b, f.dyn_left), eps)
@@ -180,23 +183,21 @@ def _rows(gram: Gram, left: Loop, right: Loop) -> Solve:
             return row if row is ZERO else jnp.broadcast_to(row, (S, *row.shape[1:]))
         if row is ZERO and lock is ZERO:
             return ZERO
-        row, lock = (jnp.zeros((), jnp.result_type(float)) if v is ZERO else v for v in (row, lock))
-        shape = np.broadcast_shapes(np.shape(row), np.shape(lock))
-        s = jnp.arange(S).reshape((S,) + (1,) * (len(shape) - 1))
-        dtype = jnp.result_type(row, lock)
-        rest = jnp.where(s == f.step + 1, lock, jnp.zeros((), dtype))
-        return jnp.where(s <= f.step, row, rest).astype(dtype)
+        dtype = jnp.result_type(*(v for v in (row, lock) if v is not ZERO))
+        row, lock = (jnp.zeros((1,), dtype) if v is ZERO else v for v in (row, lock))
+        s = jnp.arange(S).reshape((S,) + (1,) * (max(row.ndim, lock.ndim) - 1))
+        return jnp.where(s <= f.step, row, jnp.where(s == f.step + 1, lock, jnp.zeros((), dtype)))
 
     return Solve(frame, init, advance)  # type: ignore[arg-type]
 
 
-def _mirrored(found: dict[Hashable, Any]) -> dict[Hashable, Any]:
+def _mirrored(found: dict[Any, Any]) -> dict[Any, Any]:
     """A[t, s] for s > t too."""
     out = dict(found)
     for key, lower in found.items():
         if _is_diagonal(key) or lower is ZERO:
             continue
-        a, b, eps = key  # type: ignore[misc]
+        a, b, eps = key
         upper = found.get((b, a, eps), ZERO)
         if upper is ZERO:
             del out[key]  # was not asked for
