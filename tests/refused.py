@@ -515,8 +515,8 @@ def orthogonalised_weights():
 # ---- Batch normalisation ----------------------------------------------------------------------------------
 
 
-@refused("limit", "batch|epsilon|infinite|diverge", kernel="ntk", x=gaussian(6, 3, 4), y=gaussian(7, 3, 4))
-def batch_norm_of_three_without_epsilon():
+@refused("limit", "batch|epsilon|infinite|diverge", kernel="ntk", x=gaussian(6, 2, 4), y=gaussian(7, 2, 4))
+def batch_norm_of_two_without_epsilon():
     def init(n):
         return {"U": Normal((4, n)), "W": Normal((n, n)), "v": Normal((n,))}
 

@@ -162,7 +162,8 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
             value, error, found = growing(x, y, count, rotations)
             if any(map(_compat.is_tracer, jax.tree.leaves(value))):
                 return value, error
-            if _key(x, y) in poles and any(np.isinf(v).any() for v in jax.tree.leaves(value)):
+            # layers above an infinite one make NaN of it
+            if _key(x, y) in poles and _finite((x, y)) and not _finite(value):
                 raise NoLimitError(_INFINITE)
             if _key(x, y) in exact:
                 return value, error
@@ -210,6 +211,10 @@ def controlled(run: Run, accuracy: Accuracy, traced: Callable[[], bool]) -> Any:
     # whether nothing is sampled for such examples (arrays, or shapes and dtypes) that were traced before
     kernel.exact = lambda x, y: _key(x, y) in exact  # type: ignore[attr-defined]
     return kernel
+
+
+def _finite(x: Any) -> bool:
+    return all(np.isfinite(a).all() for a in jax.tree.leaves(x))
 
 
 def _shapes(x: Any) -> Any:

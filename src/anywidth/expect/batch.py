@@ -121,10 +121,10 @@ class _Batch:
         same = self.base is other.base
         s, t = self.norm.s, other.norm.s
         known_no_eps = _is_zero(self.norm.eps) and _is_zero(other.norm.eps)
-        if eps and known_no_eps and f.k and g.k and min(self.size, other.size) <= 3:
+        if eps and known_no_eps and f.k and g.k and min(self.size, other.size) <= 2:
             raise NoLimitError(
-                f"the NTK of batch normalisation without epsilon is infinite for batches of 3 or fewer (here "
-                f"{min(self.size, other.size)}): 1/sigma^2 has no mean. Add an epsilon to the variance, or use larger "
+                "the NTK of batch normalisation without epsilon is infinite for batches of "
+                f"{min(self.size, other.size)}: a gradient has no mean. Add an epsilon to the variance, or use larger "
                 "batches"
             )
         rank = self.base.rank - 1

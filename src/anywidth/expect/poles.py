@@ -20,6 +20,9 @@ examples that are near each other have few coordinates then, the same example ha
 coordinates do. A fixed diagonal is added before, so that not rounding chooses the eigenvectors of equal eigenvalues.
 Neither coordinates nor P nor the density are differentiated: for each choice of them the mean is right.
 
+**Signs.** A value is cheap beside the gradients: it is the mean over a group of 16 changes of sign of the coordinates.
+Of a polynomial in 15 of them, which is even, what is odd in two, and in most sets of four, is integrated by that.
+
 **When there is no mean.** The product of two gradients of order 1/r has none if all Gaussians together have rank 2 or
 less: batch normalisation without epsilon of three examples, or of four of which two coincide. `infinite` finds the
 order by gradients far inside the pole.
@@ -44,7 +47,7 @@ import numpy as np
 from anywidth.expr import LEAVES
 from anywidth.kets import Contract, Node, Pointwise, Sum, View
 
-__all__ = ["coordinates", "density", "infinite", "poles", "projection", "rank", "shortened"]
+__all__ = ["coordinates", "density", "flips", "infinite", "poles", "projection", "rank", "shortened"]
 
 # the operand that must not vanish
 _SINGULAR = {"div": 1, "rsqrt": 0, "sqrt": 0, "cbrt": 0, "log": 0, "pow": 0}
@@ -156,6 +159,12 @@ def coordinates(A: Any, halves: bool) -> Any:
     Q = Q * math.sqrt(0.5)
     first, second = A[..., :m] @ Q, A[..., m:] @ Q
     return jnp.concatenate([first + second, first - second], -1)
+
+
+def flips(count: int) -> Any:
+    """(16, count) signs, a group: their mean and that of a product of two of the first 15 columns are zero."""
+    code = np.arange(16)[:, None] & (1 + np.arange(count) % 15)
+    return 1.0 - 2.0 * (sum(code >> b for b in range(4)) % 2)
 
 
 def projection(A: Any) -> Any:

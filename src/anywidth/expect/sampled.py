@@ -34,7 +34,7 @@ from anywidth.expect.forms import Normaliser
 from anywidth.expect.layout import Layout, covariance, layouts
 from anywidth.expect.numerics import is_zero
 from anywidth.expect.points import normals
-from anywidth.expect.poles import coordinates, density, infinite, poles, projection, shortened
+from anywidth.expect.poles import coordinates, density, flips, infinite, poles, projection, shortened
 from anywidth.expect.roots import root
 from anywidth.expect.sampler import Sampler, average, chunk_of
 from anywidth.expr import JUMPS, KINKED, LEAVES, evaluated, variables
@@ -249,6 +249,10 @@ class _Pair:
             first, second = jnp.concatenate([first, second]), jnp.concatenate([second, first])
         return jnp.concatenate([first[:, :d], second[:, :e]], -1)
 
+    def flipped(self, xi: Any) -> Any:
+        """Points (16 n, D) with other signs."""
+        return (xi[:, None] * flips(xi.shape[1]).astype(xi.dtype)).reshape(-1, xi.shape[1])
+
     def draw(self, xi: Any, A: Any) -> tuple[Any, Any]:
         """(u, v) for points."""
         z = jnp.einsum("nq,...pq->n...p", self.exchanged(xi), A, precision="highest")
@@ -312,14 +316,14 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
         count = static if static is not None else count
         return average(f, net, count // half, pair.dtype, chunk)
 
+    def value_at(xi: Any, A: Any, left: Any, right: Any) -> Any:
+        z = pair.draw(pair.flipped(xi) if pair.poles else xi, A)
+        return _mean_product(pair.side(0, z, left), pair.side(1, z, right))
+
     def plain(S11: Any, S22: Any, C: Any, left: Any, right: Any, net: Any, count: Any) -> Any:
         A = pair.factor(_joined(S11, S22, C))
 
-        def f(xi: Any) -> Any:
-            z = pair.draw(xi, A)
-            return _mean_product(pair.side(0, z, left), pair.side(1, z, right))
-
-        return mean(f, count, net)
+        return mean(lambda xi: value_at(xi, A, left, right), count, net)
 
     def price(S11: Any, S22: Any, C: Any, left: Any, right: Any, dC: Any, net: Any, count: Any) -> Any:
         A = pair.factor(_joined(S11, S22, C))
@@ -336,8 +340,7 @@ def estimate(sampler: Sampler, pair: _Pair, S11: Any, S22: Any, C: Any) -> Any:
             if weight is None:
                 value = _mean_product(y, w)
             else:  # what is bounded is best sampled where it is
-                z = pair.draw(xi, A)
-                value = _mean_product(pair.side(0, z, left), pair.side(1, z, right))
+                value = value_at(xi, A, left, right)
                 gy = gy * weight[..., None]
             axes = list(range(y.ndim))
             k, l = y.ndim, y.ndim + 1
