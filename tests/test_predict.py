@@ -322,10 +322,11 @@ def store(request, tmp_path):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_conjugate_gradients_from_a_store(rng, store, name, monkeypatch):
-    monkeypatch.setattr("anywidth.predict.matrices._BLOCK", 90 * 90 * 8)  # blocks smaller than the matrix
     k, n = KERNELS[name], 150
     X, new = rng.normal(size=(n, 2)), rng.normal(size=(70, 2))
     K, cross = k(X, X), k(new, X)
+    # blocks smaller than the matrix
+    monkeypatch.setattr("anywidth.predict.matrices._BLOCK", 90 * 90 * K[0, 0].nbytes)
     y = rng.normal(size=(n, *K.shape[2:3], 4))
     exact = predict.posterior(K, y, 1e-3)
     gp = predict.posterior(store("K", K), y, 1e-3, solver="cg", rank=50)
