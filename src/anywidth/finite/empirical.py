@@ -132,8 +132,8 @@ def ntk_vp(
     Args:
         net: the network.
         lr: learning-rate multipliers, as for `empirical_ntk`.
-        memory: bytes that the examples worked on together may use, as a number or like "1 GiB"; a quarter of what is
-            free if None.
+        memory: bytes that the examples worked on together may use beyond the parameters' gradients and the result, as
+            a number or like "1 GiB"; a quarter of what is free if None.
 
     Returns:
         A pure function (params, X, Y, v): X and Y are N and M examples, pytrees of arrays with a leading example axis
@@ -156,24 +156,25 @@ def ntk_vp(
             )
         v = jax.tree.map(lambda a, o: jnp.asarray(a, o.dtype), v, out)
 
-        def pulled(chunk: Any) -> Any:
-            examples, vectors, live = chunk
+        def pulled(index: Array, live: Array) -> Any:
+            examples, vectors = _taken((Y, v), index)
             _, pull = jax.vjp(lambda p: jax.vmap(net.apply, (None, 0))(p, examples), params)
             masked = jax.tree.map(lambda a: a * live.reshape(-1, *[1] * (a.ndim - 1)).astype(a.dtype), vectors)
             return pull(masked)[0]
 
         def add(total: Any, chunk: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, pulled(chunk)), None
+            return jax.tree.map(jnp.add, total, pulled(*chunk)), None
 
         zero = jax.tree.map(jnp.zeros_like, params)
         with reverse_mode(jax.vmap(net.apply, (None, 0)), params, Y):
-            total, _ = jax.lax.scan(add, zero, _chunked((Y, v), _together(net, params, Y, budget)))
+            total, _ = jax.lax.scan(add, zero, _chunks(Y, _together(net, params, Y, budget)))
         direction = scaled_by(rates, total)
 
-        def pushed(chunk: Any) -> Any:
-            return jax.jvp(lambda p: jax.vmap(net.apply, (None, 0))(p, chunk[0]), (params,), (direction,))[1]
+        def pushed(index: Array) -> Any:
+            examples = _taken(X, index)
+            return jax.jvp(lambda p: jax.vmap(net.apply, (None, 0))(p, examples), (params,), (direction,))[1]
 
-        result = jax.lax.map(pushed, _chunked((X,), _together(net, params, X, budget)))
+        result = jax.lax.map(pushed, _chunks(X, _together(net, params, X, budget))[0])
         count = jax.tree.leaves(X)[0].shape[0]
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], result)
 
@@ -453,10 +454,13 @@ def _together(net: Network, params: Any, X: Any, memory: int | None) -> int:
     return max(1, min(count, int(budget / (2 * footprint(jax.make_jaxpr(net.apply)(params, one)) + 1))))
 
 
-def _chunked(trees: Any, size: int) -> Any:
-    """(chunks, size, ...) of each array, padded with its last example, and which examples are not padding."""
-    count = jax.tree.leaves(trees[0])[0].shape[0]
-    chunks = -(-count // size)
-    index = np.minimum(np.arange(chunks * size), count - 1)
-    live = jnp.asarray((np.arange(chunks * size) < count).reshape(chunks, size))
-    return (*jax.tree.map(lambda a: a[index].reshape(chunks, size, *a.shape[1:]), trees), live)
+def _chunks(X: Any, size: int) -> tuple[Array, Array]:
+    """(chunks, size): the numbers of the examples, the last of them repeated as padding, and which are not padding."""
+    count = jax.tree.leaves(X)[0].shape[0]
+    index = np.arange(-(-count // size) * size).reshape(-1, size)
+    return jnp.asarray(np.minimum(index, count - 1)), jnp.asarray(index < count)
+
+
+def _taken(trees: Any, index: Array) -> Any:
+    """These examples alone: the data set is not copied."""
+    return jax.tree.map(lambda a: a[index], trees)
