@@ -101,7 +101,7 @@ def _size(sides):
 
         none = [(jnp.zeros((len(fs), *q.shape), q.dtype),) * 2 for fs, _, q, _ in smooth]
         for side, (seen, whole) in zip(smooth, lax.fori_loop(0, panels // _CHUNK, chunk, none), strict=True):
-            found[id(side)] = whole, jnp.all(jnp.abs(seen - whole) <= 1e-2 * whole)
+            found[id(side)] = whole, jnp.all(jnp.abs(seen - whole) <= 1e-2 * whole)  # type: ignore[assignment]
     return [found[id(side)] for side in sides]
 
 
