@@ -12,7 +12,7 @@ jax.config.update("jax_enable_x64", True)
 # To compile takes most of the time of the tests, and a third of that is LLVM's optimisation, which these do without.
 # What is compared to its last digits or between processes, and what takes long to run, is compiled as users compile it.
 QUICKLY = {
-    "test_doc_examples", "test_empirical", "test_explain", "test_finite", "test_gram_pairs", "test_heads", "test_howto",
+    "test_doc_examples", "test_empirical", "test_explain", "test_finite", "test_heads", "test_howto",
     "test_loops", "test_modules", "test_neural_tangents", "test_notebooks", "test_predict", "test_rates",
     "test_recursions", "test_reference", "test_refused", "test_simulation", "test_sklearn",
     "test_windows", "test_zoo_images", "test_zoo_layout",
