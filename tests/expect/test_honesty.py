@@ -5,6 +5,8 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from scipy.special import ndtri
+from scipy.stats import qmc
 
 import anywidth as aw
 import random_programs
@@ -38,7 +40,7 @@ def deviations(number, draws=DRAWS, count=2**14):
             for which, true, sigma in zip(("nngp", "ntk"), wanted, own, strict=True):
                 value, error = (np.reshape(getattr(k, which), -1) for k in (found, found.error))
                 assert np.isfinite(value).all()
-                assert (error > 0).all(), (structure.name, "is not sampled")
+                assert (error > 0).any(), (structure.name, "is not sampled")  # of several outputs, some may be exact
                 out += zip([(number, draw)] * value.size, value - true.ravel(), error, sigma.ravel(), strict=True)
     return out
 
@@ -87,19 +89,20 @@ def gated(p, x):
     return jax.lax.scan(step, np.zeros(n), x)[1] @ p["v"] / n**0.5
 
 
-def gated_by_quadrature(x, y, nodes=24):
-    """E[h_t h'_s] by a tensor product rule over the gates: h_t is a sum over j <= t of
+def gated_by_sampling(x, y, seeds=16):
+    """E[h_t h'_s], and its standard error, with the gates drawn by brute force."""
+    found = [gated_from_points(x, y, np.random.default_rng([seed, 11])) for seed in range(seeds)]
+    return np.mean(found, 0), np.std(found, 0) / (seeds - 1) ** 0.5
 
-    z_j (1 - z_{j+1}) ... (1 - z_t) phi(c_j), and gates and candidates are independent.
-    """
+
+def gated_from_points(x, y, rng):
+    """h_t is a sum over j <= t of z_j (1 - z_{j+1}) ... (1 - z_t) phi(c_j); gates and candidates are independent."""
     inputs, v = np.concatenate([x, y]), VARIANCES
     outer = inputs @ inputs.T / inputs.shape[1]
     T, N = len(x), len(inputs)
     times = np.concatenate([np.arange(T), np.arange(T)])
     H = np.zeros((N, N))  # E[h h'] of all states of both
-    z, w = np.polynomial.hermite_e.hermegauss(nodes)
-    grid = np.stack(np.meshgrid(*[z] * N, indexing="ij"), -1).reshape(-1, N)
-    weight = np.prod(np.stack(np.meshgrid(*[w] * N, indexing="ij"), -1), -1).ravel() / (2 * np.pi) ** (N / 2)
+    points = ndtri(np.clip(qmc.Sobol(N, rng=rng).random(2**16), 1e-16, None))
     for t in range(T):
         before = np.zeros((N, N))  # of the states before each step
         late = np.flatnonzero(times > 0)
@@ -109,7 +112,7 @@ def gated_by_quadrature(x, y, nodes=24):
         diagonal = np.diagonal(c)
         phi = 2 / np.pi * np.arcsin(2 * c / np.sqrt(np.outer(1 + 2 * diagonal, 1 + 2 * diagonal)))
         lam, Q = np.linalg.eigh(gates)
-        u = grid @ (Q * np.sqrt(np.maximum(lam, 0))).T
+        u = points @ (Q * np.sqrt(np.maximum(lam, 0))).T
         g = np.asarray(half(u))
         factors = {}
         for i in range(N):
@@ -119,7 +122,7 @@ def gated_by_quadrature(x, y, nodes=24):
             for k in range(N):
                 if max(times[i], times[k]) == t:
                     pairs = [(a, b) for a in factors if a[0] == i for b in factors if b[0] == k]
-                    H[i, k] = sum(weight @ (factors[a] * factors[b]) * phi[a[1], b[1]] for a, b in pairs)
+                    H[i, k] = sum((factors[a] * factors[b]).mean() * phi[a[1], b[1]] for a, b in pairs)
     return H[:T, T:]
 
 
@@ -138,7 +141,8 @@ def test_errors_of_what_is_integrated_in_part_are_honest(seed):
         for a, b in ((x, 0.5 * x + y), (x, x)):
             value, error = kernel(a, b)
             assert (error > 0).all()
-            beyond.append(np.abs(value - gated_by_quadrature(a, b)) > 3 * error + 1e-7)  # the rule's own
+            wanted, own = gated_by_sampling(a, b)
+            beyond.append(np.abs(value - wanted) > 3 * np.hypot(error, own))
     assert np.mean(beyond) <= 0.02
 
 
