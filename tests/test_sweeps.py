@@ -130,3 +130,30 @@ def test_gradients(name):
 
 def equations(jaxpr):
     return sum(1 + sum(map(equations, _compat.sub_jaxprs(eqn))) for eqn in jaxpr.eqns)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_trained_start(kept):
+    """What the loop starts from meets what it carries, of sequences of different lengths."""
+
+    def kernels(scan):
+        def step(p, h, x_t):
+            new = jax.nn.relu(p["W"] @ h / jnp.sqrt(h.size) + p["U"] @ x_t)
+            return 0.5 * h + new if kept else new
+
+        def apply(p, x):
+            h = p["h"]
+            if scan:
+                h, _ = lax.scan(lambda h, x_t: (step(p, h, x_t), None), h, x)
+            else:
+                for x_t in x:
+                    h = step(p, h, x_t)
+            return p["v"] @ h / jnp.sqrt(h.size)
+
+        shapes = lambda n: {"U": (n, 3), "W": (n, n), "h": (n,), "v": (n,)}  # noqa: E731
+        return jax.jit(aw.kernels(aw.Network(lambda n: {k: aw.Normal(s) for k, s in shapes(n).items()}, apply)).values)
+
+    for y in (Y, Y[:2]):
+        a, b = (kernels(scan)(X, y) for scan in (True, False))
+        np.testing.assert_allclose((a.nngp, a.ntk), (b.nngp, b.ntk), rtol=1e-10)

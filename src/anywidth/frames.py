@@ -15,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from anywidth.errors import NeedsUnroll
 from anywidth.inner import ZERO, Gram
 from anywidth.kets import Carry, Graph, Leaf, Node, View
 from anywidth.views import Dyn, Index, ViewMap
+
+_MOST_AXES = 14  # of a request: a step that mixes a finite axis adds one to what it asks for, and so on for ever
 
 
 @dataclass(eq=False)
@@ -79,7 +82,7 @@ class Frame:
         """Whether the inner product depends on the state of the solve."""
         left, right = id(self.left), id(self.right)
         if self.right is None:
-            return (left in a.loops and a.local) or (left in b.loops and b.local)
+            return (left in a.loops and a.local) != (left in b.loops and b.local)
         if self.row and self.left is self.right:  # the running step of a loop against its own row
             return left in a.loops and left in b.loops and a.local != b.local
         return (left in a.loops and right in b.loops) or (right in a.loops and left in b.loops)
@@ -141,6 +144,8 @@ def carry_view(x: Node) -> tuple[Carry, tuple[Any, ...]]:
 
 def ask_of(x: Node) -> Ask:
     """The request for (a view of) a carry."""
+    if x.rank > _MOST_AXES:
+        raise NeedsUnroll("every step asks for a view with more axes")
     carry, entries = carry_view(x)
     return Ask(carry.loop, carry.number, ViewMap(x.rank, entries[1:]))
 

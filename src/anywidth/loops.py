@@ -39,6 +39,8 @@ def lookup(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
     if side is None and not (y_carry and frame.side(y) is not None):
         raise NeedsUnroll("a carry is read at a computed step")
     if y_carry and side is not None and frame.side(y) is not None:
+        if frame.right is None:
+            raise NeedsUnroll("the states of one step meet beside the recursion")
         if side == "right" and frame.side(y) == "left":
             x, y = y, x
         ask, other = ask_of(x), ask_of(y)
@@ -112,7 +114,7 @@ def _solved(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
             closed["closed"] = False
     # a part of the state is kept from step to step
     rank = x.rank
-    if carry.loop.length <= _SHORT:
+    if all(loop.length <= _SHORT for loop, _ in gram.graph.stepped.values()):
         raise NeedsUnroll("a short loop keeps a part of its state")
     left = ask_of(x)
     t = _steps(entries[0], rank, carry.loop.length)

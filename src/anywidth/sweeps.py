@@ -28,7 +28,7 @@ from jax import lax
 from anywidth.errors import NeedsUnroll
 from anywidth.frames import Ask, Frame, Loop, ask_of, carry_view, shifted
 from anywidth.inner import ZERO, Gram
-from anywidth.kets import Carry, Contract, Graph, Node, Pointwise, Product, Sum, View
+from anywidth.kets import Carry, Contract, Fluctuation, Graph, Node, Pointwise, Product, Sum, View
 from anywidth.recursions import Solve, after_step, along_rows, at_step, iterate, plan
 from anywidth.views import Dyn, ViewMap
 
@@ -199,8 +199,8 @@ def _mirrored(found: dict[Any, Any]) -> dict[Any, Any]:
             continue
         a, b, eps = key
         upper = found.get((b, a, eps), ZERO)
-        if upper is ZERO:
-            del out[key]  # was not asked for
+        if upper is ZERO:  # only asked for on the way
+            del out[key]
             continue
         T = lower.shape[0]
         below = np.tri(T, dtype=bool).reshape((T, T) + (1,) * (lower.ndim - 2))
@@ -247,7 +247,7 @@ class Along:
             return any(self.inside(t) for _, t in x.terms)
         if isinstance(x, Pointwise):
             return any(map(self.inside, x.args))
-        return isinstance(x, Product | Contract) and self.inside(x.operand)
+        return isinstance(x, Product | Contract | Fluctuation) and self.inside(x.operand)
 
     def lookup(self, gram: Gram, x: Node, y: Node, eps: bool) -> Any:
         """<x, y> with x (a view of) a carry."""
