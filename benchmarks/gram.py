@@ -51,7 +51,7 @@ def overhead(args):
     for kind in ("ntk", "kernels"):
         kernel = network(kind)
         plain = jax.jit(jax.vmap(jax.vmap(getattr(kernel, "values", kernel), (None, 0)), (0, None)))
-        for n in (256, 512, 1024, 1280, 2048):
+        for n in (256, 512, 1024, 2048):
             X, Y = data(2 * n)[:n], data(2 * n)[n:]
 
             def whole(plain=plain, X=X, Y=Y):

@@ -133,6 +133,11 @@ def _is_row(e: Any) -> bool:
     return isinstance(e, int) and e == 0
 
 
+def is_carry(x: Node) -> bool:
+    """Whether it is a carry, or a view of one."""
+    return isinstance(x.operand if isinstance(x, View) else x, Carry)
+
+
 def carry_view(x: Node) -> tuple[Carry, tuple[Any, ...]]:
     """The carry that is viewed, and how: the entry of its time first."""
     if isinstance(x, View):

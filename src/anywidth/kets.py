@@ -14,7 +14,7 @@ coordinate. There are eight kinds:
 
 Axes are aligned by position, as in NumPy broadcasting of equal ranks: `shape` may have ones. Nodes are
 interned: equal structure over identical arrays is the same object, which is what makes the recursion of
-`inner.py` memoisable.
+`inner.py` memoisable. (One made while a loop's step runs is made anew where it is first wanted outside.)
 """
 
 from __future__ import annotations

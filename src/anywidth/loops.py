@@ -4,7 +4,8 @@ A loop's carry before step t is a ket `Carry[t]`, and `next[t]`, its value after
 `Carry[t]`. So the inner products of two loops obey a recursion (`recursions.py`), whose step is that of `inner.py`
 itself, stopped at the carries. Products of a carry with a node outside the loop obey the same recursion in t alone.
 Here requests are answered: at a running step from the state of the solve, elsewhere by a diagonal of the recursion
-where only that is asked for, and by the whole table of t and s otherwise.
+where only that is asked for, and by the whole table of t and s otherwise; where the recursion along diagonals does not
+close, because a part of the state is kept, by rows (`sweeps.py`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import numpy as np
 
 from anywidth import sweeps
 from anywidth.errors import NeedsUnroll
-from anywidth.frames import Ask, Frame, ask_of, carry_view
+from anywidth.frames import Ask, Frame, ask_of, carry_view, is_carry
 from anywidth.inner import ZERO, Gram
-from anywidth.kets import Carry, Node, Pointwise, Product, View
+from anywidth.kets import Node, Pointwise, Product, View
 from anywidth.recursions import chain, table
 from anywidth.views import Index, ViewMap
 
@@ -34,7 +35,7 @@ def lookup(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
     if not isinstance(frame, Frame) or isinstance(frame, sweeps.Sweep):
         return frame.lookup(gram, x, y, eps)
     graph = gram.graph
-    y_carry = isinstance(y, Carry) or (isinstance(y, View) and isinstance(y.operand, Carry))
+    y_carry = is_carry(y)
     side = frame.side(x)
     if side is None and not (y_carry and frame.side(y) is not None):
         raise NeedsUnroll("a carry is read at a computed step")
@@ -97,7 +98,6 @@ def outputs(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
         return None
     if value is ZERO:
         return ZERO
-    value = jnp.squeeze(value, 2) if value.ndim == rank + 3 else value
     return _read(value, [_steps(e[0], rank, loop.length), _steps(f[0], rank, other.length)], [e[0], f[0]], rank)
 
 
@@ -105,8 +105,7 @@ def _solved(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
     carry, entries = carry_view(x)
     if not carry.loop.ready:
         raise NeedsUnroll("a carry is used before its loop is known")
-    y_is_carry = isinstance(y, Carry) or (isinstance(y, View) and isinstance(y.operand, Carry))
-    closed = gram.solved.setdefault((id(carry.loop), id(carry_view(y)[0].loop) if y_is_carry else None, "closed"), {})
+    closed = gram.solved.setdefault((id(carry.loop), id(carry_view(y)[0].loop) if is_carry(y) else None, "closed"), {})
     if closed.get("closed", True):
         try:
             return _closed(gram, x, y, eps)
@@ -118,30 +117,28 @@ def _solved(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
         raise NeedsUnroll("a short loop keeps a part of its state")
     left = ask_of(x)
     t = _steps(entries[0], rank, carry.loop.length)
-    if not y_is_carry:
+    if not is_carry(y):
         value = sweeps.column(gram, y, left, eps)
         return value if value is ZERO else _read(value, [t], [entries[0]], rank)
     other, f = carry_view(y)
     value = sweeps.table(gram, left, ask_of(y), eps)
     if value is ZERO:
         return ZERO
-    value = jnp.squeeze(value, 2) if value.ndim == rank + 3 else value
     return _read(value, [t, _steps(f[0], rank, other.loop.length)], [entries[0], f[0]], rank)
 
 
 def _closed(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
     carry, entries = carry_view(x)
     rank = x.rank
-    left = Ask(carry.loop, carry.number, ViewMap(rank, entries[1:]))
-    y_is_carry = isinstance(y, Carry) or (isinstance(y, View) and isinstance(y.operand, Carry))
+    left = ask_of(x)
     t = _steps(entries[0], rank, carry.loop.length)
-    if not y_is_carry:
+    if not is_carry(y):
         fixed = _fixed(entries[0])
         count = carry.loop.length if fixed is None else fixed + 1
         value = chain(gram, left, y, (0, 0), count, eps)
         return value if value is ZERO else _read(value, [t], [entries[0]], rank)
     other, f = carry_view(y)
-    right = Ask(other.loop, other.number, ViewMap(rank, f[1:]))
+    right = ask_of(y)
     s = _steps(f[0], rank, other.loop.length)
     i, j = _fixed(entries[0]), _fixed(f[0])
     if i is not None and j is not None:
@@ -154,7 +151,6 @@ def _closed(gram: Gram, x: Node, y: Node, eps: bool) -> Any:
     value = table(gram, left, right, eps)
     if value is ZERO:
         return ZERO
-    value = jnp.squeeze(value, 2) if value.ndim == rank + 3 else value
     return _read(value, [t, s], [entries[0], f[0]], rank)
 
 

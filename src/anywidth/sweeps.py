@@ -26,9 +26,9 @@ import numpy as np
 from jax import lax
 
 from anywidth.errors import NeedsUnroll
-from anywidth.frames import Ask, Frame, Loop, ask_of, carry_view, shifted
+from anywidth.frames import Ask, Frame, Loop, ask_of, carry_view, is_carry, shifted
 from anywidth.inner import ZERO, Gram
-from anywidth.kets import Carry, Contract, Fluctuation, Graph, Node, Pointwise, Product, Sum, View
+from anywidth.kets import Contract, Fluctuation, Graph, Node, Pointwise, Product, Sum, View
 from anywidth.recursions import Solve, after_step, along_rows, at_step, iterate, plan
 from anywidth.views import Dyn, ViewMap
 
@@ -100,10 +100,10 @@ class Sweep(Frame):
     def lookup(self, gram: Gram, x: Node, y: Node, eps: bool) -> Any:
         """<x, y> with x (a view of) a carry."""
         g = gram.graph
-        y_side = self.side(y) if _is_carry(y) else None
+        y_side = self.side(y) if is_carry(y) else None
         if self.side(x) is None:
             x, y, y_side = y, x, None
-        side = self.side(x) if _is_carry(x) else None
+        side = self.side(x) if is_carry(x) else None
         if side is None:
             raise NeedsUnroll("a carry is read at a computed step")
         if y_side is None:
@@ -261,7 +261,7 @@ class Along:
         return self.state.get(key, ZERO)
 
     def _stepping(self, x: Node) -> bool:
-        if not _is_carry(x):
+        if not is_carry(x):
             return False
         carry, entries = carry_view(x)
         return carry.loop is self.loop and entries[0] is self.dyn
@@ -294,10 +294,6 @@ def along(gram: Gram, y: Node, b: Ask, eps: bool, planning: bool = False) -> Any
 
 def _key(g: Graph, a: Ask, b: Ask, eps: bool) -> tuple[Hashable, Hashable, bool]:
     return a.key(g), b.key(g), eps
-
-
-def _is_carry(x: Node) -> bool:
-    return isinstance(x, Carry) or (isinstance(x, View) and isinstance(x.operand, Carry))
 
 
 __all__ = ["column", "table"]
